@@ -1,0 +1,357 @@
+"""Ask an LLM about a video: the Python interface of topa."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from topa.data.collate import collate_for_generation
+from topa.data.templates import Prompt, PromptBuilder
+from topa.errors import ConfigError
+from topa.features.encoder import Encoder, load_encoder
+from topa.features.memory import Memory
+from topa.features.store import encode_tideos, sample_rows
+from topa.features.video import Clip, read_clip
+from topa.model.checkpoint import check_fingerprint, read_config
+from topa.model.language import load_language
+from topa.model.scoring import score_options
+from topa.model.topa import TopaForConditionalGeneration
+from topa.tideo.textvid import load_tideos
+
+Method = Literal["likelihood", "selection", "similarity"]
+METHODS: tuple[Method, ...] = ("likelihood", "selection", "similarity")
+Choice = tuple[str, Sequence[str]]
+"""A question and its options."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer to one question.
+
+    Attributes:
+        text: The chosen option, or the words of the model.
+        option: Index of the chosen option; None for an open question.
+        probabilities: Of the options: softmax of their scores; None for an open question.
+    """
+
+    text: str
+    option: int | None = None
+    probabilities: list[float] | None = None
+
+
+@dataclass(frozen=True)
+class ExplainedFrame:
+    """A frame beside what the memory takes it for.
+
+    Attributes:
+        time: Seconds from the start of the video.
+        image: The frame.
+        captions: Captions of the nearest memory rows.
+        weights: Their weights in the projection (Eq. 2), largest first.
+    """
+
+    time: float
+    image: Image.Image
+    captions: list[str]
+    weights: list[float]
+
+
+class Topa:
+    """An LLM with the parts that let it understand video.
+
+    Args:
+        model: The pre-aligned model.
+        builder: Prompt builder for its tokenizer.
+        encoder: The encoder of the features it was trained on.
+        memory: Text features of Tideos, for projecting image features; None to go without.
+    """
+
+    def __init__(
+        self,
+        model: TopaForConditionalGeneration,
+        builder: PromptBuilder,
+        encoder: Encoder,
+        memory: Memory | None,
+    ):
+        check_fingerprint("encoder", model.config.encoder_fingerprint, encoder.fingerprint, "Topa")
+        if memory is not None:
+            check_fingerprint("encoder", encoder.fingerprint, memory.fingerprint, "memory")
+        self.model, self.builder, self.encoder, self.memory = model, builder, encoder, memory
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        checkpoint: str | Path = "embedded",
+        *,
+        llm: str | None = None,
+        memory: str | Path | None = None,
+        device: str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Topa:
+        """Load a checkpoint with its LLM, encoder and memory.
+
+        Args:
+            checkpoint: "embedded" (ships with topa) or a folder written by `topa align`.
+            llm: Where to find the LLM, if not where the checkpoint says.
+            memory: Folder of a memory; by default the one of the training Tideos.
+            device: Where the LLM runs; a GPU if there is one.
+            dtype: Type of the LLM's weights.
+
+        Raises:
+            TopaError: Something is missing or does not belong together; says what.
+        """
+        model, builder = load_model(checkpoint, llm=llm, device=device, dtype=dtype)
+        encoder = load_encoder(model.config.encoder)
+        if memory is not None:
+            found = Memory.load(memory, encoder.fingerprint)
+        else:
+            found = build_memory(model.config.tideos, encoder)
+        return cls(model, builder, encoder, found)
+
+    # Videos ---------------------------------------------------------------------------
+
+    def watch(self, video: str | Path | Clip, *, num_frames: int | None = None) -> Clip:
+        """Return the sampled frames of a video file (a `Clip` is returned as it is).
+
+        Raises:
+            VideoError: The video cannot be read.
+            ConfigError: More frames are asked for than the model has slots.
+        """
+        if isinstance(video, Clip):
+            return video
+        most = self.model.config.num_frames
+        count = most if num_frames is None else num_frames
+        if count > most:
+            raise ConfigError(
+                f"{count} frames asked for, the model has slots for {most}",
+                where="num_frames",
+                mend=f"Ask for at most {most}.",
+            )
+        return read_clip(video, num_frames=count)
+
+    def encode(self, clip: Clip, *, use_memory: bool = True) -> Tensor:
+        """Return the frame features of a clip, [n, d], projected through the memory if asked."""
+        features = self.encoder.encode_frames(clip.images)
+        if use_memory and self.memory is not None:
+            features = self.memory.project(features)
+        return features
+
+    def explain(
+        self, video: str | Path | Clip, *, k: int = 3, num_frames: int | None = None
+    ) -> list[ExplainedFrame]:
+        """Return every sampled frame with the k memory captions nearest to it.
+
+        Raises:
+            VideoError: The video cannot be read.
+            ConfigError: This model has no memory.
+        """
+        if self.memory is None:
+            raise ConfigError("there is no memory to explain frames with", where="Topa.explain")
+        clip = self.watch(video, num_frames=num_frames)
+        weights, rows = self.memory.nearest(self.encoder.encode_frames(clip.images), k)
+        captions = self.memory.captions
+        return [
+            ExplainedFrame(time, image, [captions[i] for i in near], w)
+            for time, image, near, w in zip(
+                clip.times, clip.images, rows.tolist(), weights.tolist(), strict=True
+            )
+        ]
+
+    # Questions ------------------------------------------------------------------------
+
+    def ask(
+        self,
+        video: str | Path | Clip,
+        question: str,
+        options: Sequence[str] | None = None,
+        *,
+        method: Method | None = None,
+        use_memory: bool = True,
+        blind: bool = False,
+        num_frames: int | None = None,
+        max_new_tokens: int = 40,
+    ) -> Answer:
+        """Answer a question about a video: one of the options, or in free words.
+
+        Args:
+            video: File, or frames read before.
+            question: The question.
+            options: 2 to 26 answers to choose from; free words without them.
+            method: How options are scored; the checkpoint's own by default.
+            use_memory: Project image features through the memory (Eq. 2).
+            blind: Mask the video, to see what the LLM says without it.
+            num_frames: Frames to sample; the model's T by default.
+            max_new_tokens: Longest free answer.
+
+        Raises:
+            VideoError: The video cannot be read.
+            ConfigError: Fewer than 2 or more than 26 options, or an empty question.
+        """
+        features = self.encode(self.watch(video, num_frames=num_frames), use_memory=use_memory)
+        if options is None:
+            shown = features[:0] if blind else features
+            text = self.generate([self.builder.open(question)], [shown], max_new_tokens)[0]
+            return Answer(text)
+        choices = [[(question, options)]]
+        scores = self.score(choices, [features], method=method, blind=blind)[0][0]
+        best = int(scores.argmax())
+        return Answer(options[best], best, scores.softmax(-1).tolist())
+
+    def describe(
+        self,
+        video: str | Path | Clip,
+        *,
+        use_memory: bool = True,
+        num_frames: int | None = None,
+        max_new_tokens: int = 80,
+    ) -> str:
+        """Describe a video in a few sentences.
+
+        Raises:
+            VideoError: The video cannot be read.
+        """
+        features = self.encode(self.watch(video, num_frames=num_frames), use_memory=use_memory)
+        return self.generate([self.builder.caption()], [features], max_new_tokens)[0]
+
+    @torch.inference_mode()
+    def generate(
+        self, prompts: Sequence[Prompt], features: Sequence[Tensor], max_new_tokens: int
+    ) -> list[str]:
+        """Return the greedy continuation of each prompt, with repetitions held down."""
+        config = self.model.config
+        inputs = collate_for_generation(
+            prompts, features, config.num_frames, config.slots_per_frame
+        )
+        inputs = {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
+        tokens = self.model.generate(  # type: ignore[misc]
+            **inputs,  # type: ignore[arg-type]
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            no_repeat_ngram_size=4,
+            eos_token_id=self.builder.eos_id,
+            pad_token_id=self.builder.eos_id,
+        )
+        new = tokens[:, inputs["input_ids"].shape[1] :]
+        texts = self.builder.tokenizer.batch_decode(new, skip_special_tokens=True)
+        return [text.strip() for text in texts]
+
+    def score(
+        self,
+        choices: Sequence[Sequence[Choice]],
+        features: Sequence[Tensor],
+        *,
+        method: Method | None = None,
+        blind: bool = False,
+        batch_size: int = 8,
+        progress: Callable[[int], None] | None = None,
+    ) -> list[list[Tensor]]:
+        """Score the options of questions about several videos.
+
+        likelihood: mean token log-likelihood of an option's text after the open prompt; if
+        the checkpoint says so, less the same without the video (pointwise mutual
+        information). selection: log-likelihood of its letter. similarity: no LLM, the
+        largest cosine of "question option" with any frame.
+
+        Args:
+            choices: For each video its questions with options.
+            features: [n, d] for each video.
+            method: One of METHODS; the checkpoint's own by default.
+            blind: Mask the video (likelihood and selection).
+            batch_size: Videos per forward pass.
+            progress: Called with the number of videos done.
+
+        Returns:
+            For each video, for each question, scores [number of options]; larger is better.
+
+        Raises:
+            ConfigError: An unknown method, or wrong numbers of options.
+        """
+        method = self.model.config.scoring if method is None else method
+        if method == "similarity":
+            if blind:
+                raise ConfigError("similarity has no blind form", where="method")
+            return [self._similarity(a, b) for a, b in zip(choices, features, strict=True)]
+        if method == "likelihood":
+            prompts = [self.builder.likelihood(questions) for questions in choices]
+        elif method == "selection":
+            return self._selection(choices, features, blind, batch_size, progress)
+        else:
+            raise ConfigError(f"unknown method {method!r}", mend=f"Use one of {METHODS}.")
+        scores = score_options(
+            self.model,
+            prompts,
+            features,
+            blind=blind,
+            batch_size=batch_size,
+            progress=progress,
+        )
+        if blind or not self.model.config.subtract_blind:
+            return scores
+        prior = score_options(self.model, prompts, features, blind=True, batch_size=batch_size)
+        return [
+            [seen - unseen for seen, unseen in zip(a, b, strict=True)]
+            for a, b in zip(scores, prior, strict=True)
+        ]
+
+    def _selection(
+        self,
+        choices: Sequence[Sequence[Choice]],
+        features: Sequence[Tensor],
+        blind: bool,
+        batch_size: int,
+        progress: Callable[[int], None] | None,
+    ) -> list[list[Tensor]]:
+        """Score letters: every question is a prompt of its own, since its text lists options."""
+        flat = [
+            (self.builder.choice(*question), shown)
+            for questions, shown in zip(choices, features, strict=True)
+            for question in questions
+        ]
+        scores = score_options(
+            self.model,
+            [prompt for prompt, _ in flat],
+            [shown for _, shown in flat],
+            blind=blind,
+            batch_size=batch_size,
+            progress=progress,
+        )
+        found = iter(scores)
+        return [[next(found)[0] for _ in questions] for questions in choices]
+
+    def _similarity(self, questions: Sequence[Choice], features: Tensor) -> list[Tensor]:
+        texts = [f"{question} {option}" for question, options in questions for option in options]
+        cosines = (self.encoder.encode_text(texts) @ features.T).amax(1)
+        return list(cosines.split([len(options) for _, options in questions]))
+
+
+def load_model(
+    checkpoint: str | Path = "embedded",
+    *,
+    llm: str | None = None,
+    device: str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[TopaForConditionalGeneration, PromptBuilder]:
+    """Load a checkpoint and its LLM, without encoder and memory; see `Topa.from_pretrained`."""
+    config = read_config(checkpoint)
+    language = load_language(llm or config.llm, dtype)
+    model = TopaForConditionalGeneration.from_pretrained(checkpoint, language=language)
+    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(torch.device(chosen))  # type: ignore[arg-type]
+    return model, PromptBuilder(language.tokenizer, config.num_slots)
+
+
+def build_memory(sources: Sequence[str], encoder: Encoder) -> Memory:
+    """Return the memory of Tideos: the bundled sets by name, or JSONL files."""
+    tideos = [tideo for source in sources for tideo in load_tideos(source)]
+    return Memory.build(tideos, encode_tideos(tideos, encoder))
+
+
+def frame_rows(features: Tensor, num_frames: int) -> Tensor:
+    """Return [min(n, T), d]: the frames of a Tideo that fit the model's slots."""
+    return features[sample_rows(len(features), num_frames)]

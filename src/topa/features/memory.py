@@ -1,0 +1,266 @@
+"""The memory: projecting image features into the text region of the space (paper, Eq. 2)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch.nn import functional
+
+from topa.errors import DataError
+from topa.features.store import TideoFeatures, check_fingerprint
+from topa.runs import atomic_path, digest, read_json, write_json
+from topa.tideo.schema import Tideo
+
+TEMPERATURE = 100.0
+_CHUNK = 1 << 16  # rows of memory at a time, divided among the threads
+_SCORES = 2048  # rows whose scores are held at once where there is no fused kernel
+_QUERIES = 1024  # features at a time
+_UNIT_TOLERANCE = 1e-3
+
+
+class Memory:
+    """Unit text features of frames, and their captions.
+
+    Args:
+        features: [n, d] unit rows; kept as contiguous float32.
+        captions: One per row, to show what a feature was taken for.
+        fingerprint: Of the encoder that made the features.
+        temperature: tau of Eq. 2.
+
+    Raises:
+        DataError: No rows, rows that are not unit vectors, or not one caption per row.
+    """
+
+    def __init__(
+        self,
+        features: torch.Tensor,
+        captions: Sequence[str],
+        fingerprint: str,
+        temperature: float = TEMPERATURE,
+    ):
+        if features.ndim != 2 or not len(features):
+            shape = list(features.shape)
+            raise DataError(f"features [n, d] are needed, got {shape}", where="memory")
+        if len(captions) != len(features):
+            raise DataError(f"{len(features)} rows but {len(captions)} captions", where="memory")
+        self.features = features.detach().float().contiguous()
+        self.captions = list(captions)
+        self.fingerprint = fingerprint
+        self.temperature = float(temperature)
+        for start, rows in _chunks(self.features, 1 << 16):
+            wrong = ((rows.norm(dim=-1) - 1).abs() <= _UNIT_TOLERANCE).logical_not()
+            if wrong.any():
+                row = start + int(wrong.nonzero()[0])
+                raise DataError(
+                    f"row {row} is not a unit vector",
+                    where="memory",
+                    mend="Normalise the features, and leave zero and NaN rows out.",
+                )
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    @property
+    def dim(self) -> int:
+        """Size of a feature."""
+        return self.features.shape[1]
+
+    @classmethod
+    def build(
+        cls, tideos: Sequence[Tideo], features: TideoFeatures, temperature: float = TEMPERATURE
+    ) -> Memory:
+        """Return the memory of all frames of Tideos.
+
+        Raises:
+            DataError: The features are not of these Tideos.
+        """
+        captions = [frame.caption for tideo in tideos for frame in tideo.frames]
+        return cls(features.frames, captions, features.fingerprint, temperature)
+
+    @cached_property
+    def fingerprint_of_content(self) -> str:
+        """Short hash of features, captions, temperature and encoder, for checkpoints to record."""
+        hashed = hashlib.sha256()
+        for _, rows in _chunks(self.features.cpu(), 1 << 16):
+            hashed.update(rows.numpy().data)
+        parts = (hashed.hexdigest(), str(self.dim), repr(self.temperature), self.fingerprint)
+        return "memory-" + digest(*parts, *self.captions)
+
+    def to(self, device: str | torch.device) -> Memory:
+        """Move the features, and return the memory itself."""
+        self.features = self.features.to(device)
+        return self
+
+    def project(
+        self,
+        features: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        *,
+        fingerprint: str | None = None,
+        chunk: int = _CHUNK,
+    ) -> torch.Tensor:
+        """Return normalise(softmax(tau * f M^T) M) of every feature f, exactly (paper, Eq. 2).
+
+        The softmax runs online over chunks of the memory (Milakov and Gimelshein, 2018), so
+        that the memory is read once and its scores are never held whole.
+
+        Args:
+            features: [..., d] image features; unit vectors.
+            mask: [...] bool, True where there is a frame. Masked frames come back as zeros;
+                so do zero vectors, which have no direction to project.
+            fingerprint: Of the encoder of `features`, refused where it is not the memory's.
+            chunk: Rows of memory at a time.
+
+        Returns:
+            Unit features of the same shape, dtype and device.
+
+        Raises:
+            FingerprintError: `fingerprint` is given and is not that of the memory.
+            DataError: Sizes differ, or a feature that is not masked is not finite.
+        """
+        check_fingerprint(self.fingerprint, fingerprint, where="memory")
+        if features.shape[-1] != self.dim:
+            raise DataError(
+                f"features of size {features.shape[-1]}, memory of size {self.dim}", where="memory"
+            )
+        if mask is not None and mask.shape != features.shape[:-1]:
+            raise DataError(
+                f"mask {list(mask.shape)} for features {list(features.shape)}", where="memory"
+            )
+        present = features.ne(0).any(-1)
+        if mask is not None:
+            present &= mask.to(present)
+        queries = features[present].detach().to(self.features)
+        if not queries.isfinite().all():
+            raise DataError("a feature is not finite", where="memory", mend="Encode it again.")
+        projected = torch.zeros_like(features)
+        if len(queries):
+            parts = [self._attend(part, chunk) for part in queries.split(_QUERIES)]
+            projected[present] = torch.cat(parts).to(features)
+        return projected
+
+    @torch.no_grad()
+    def _attend(self, queries: torch.Tensor, chunk: int) -> torch.Tensor:
+        """Return unit rows [b, d] for queries [b, d], merging what each chunk gives."""
+        attend = _attend_fused if queries.device.type == "cpu" else _attend_plain
+        scaled = queries * self.temperature
+        logsum = queries.new_full((len(queries), 1), -torch.inf)
+        mixed = torch.zeros_like(queries)
+        for _, rows in _chunks(self.features, chunk):
+            found, found_logsum = attend(scaled, rows)
+            merged = torch.logaddexp(logsum, found_logsum)
+            mixed = mixed * (logsum - merged).exp() + found * (found_logsum - merged).exp()
+            logsum = merged
+        return functional.normalize(mixed, dim=-1)
+
+    def nearest(self, features: torch.Tensor, k: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the k largest softmax weights of Eq. 2 and their rows, largest first.
+
+        Args:
+            features: [n, d] unit features.
+            k: How many; at most the number of rows.
+
+        Returns:
+            Weights [n, k], shares of the whole memory that sum to at most 1, and indices [n, k].
+        """
+        k = min(k, len(self))
+        queries = features.to(self.features) * self.temperature
+        logsum = queries.new_full((len(queries), 1), -torch.inf)
+        best = queries.new_zeros(len(queries), 0)
+        index = torch.zeros(len(queries), 0, dtype=torch.long, device=queries.device)
+        for start, rows in _chunks(self.features, _SCORES):
+            scores = queries @ rows.T
+            logsum = torch.logaddexp(logsum, scores.logsumexp(1, keepdim=True))
+            found, places = scores.topk(min(k, len(rows)))
+            best, order = torch.cat([best, found], 1).topk(min(k, best.shape[1] + found.shape[1]))
+            index = torch.cat([index, places + start], 1).gather(1, order)
+        return (best - logsum).exp(), index
+
+    def save(self, folder: str | Path) -> None:
+        """Write memory.safetensors and captions.json into a folder, each whole or not at all."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "captions.json", self.captions)
+        metadata = {
+            "fingerprint": self.fingerprint,
+            "temperature": repr(self.temperature),
+            "captions": digest(*self.captions),
+        }
+        with atomic_path(folder / "memory.safetensors") as temporary:
+            save_file({"features": self.features.cpu()}, temporary, metadata=metadata)
+
+    @classmethod
+    def load(cls, folder: str | Path, fingerprint: str | None = None) -> Memory:
+        """Read a saved memory.
+
+        Raises:
+            DataError: A file is missing or damaged, or the two do not belong together.
+            FingerprintError: Another encoder made it than the one of `fingerprint`.
+        """
+        path = Path(folder) / "memory.safetensors"
+        if not path.is_file():
+            raise DataError("file not found", where=path, mend="Build and save a memory first.")
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                features = file.get_tensor("features")
+        except SafetensorError as error:
+            raise DataError(
+                f"not a memory file ({error})", where=path, mend="Build the memory again."
+            ) from None
+        check_fingerprint(metadata.get("fingerprint", ""), fingerprint, where=path)
+        captions = read_json(Path(folder) / "captions.json")
+        if digest(*captions) != metadata.get("captions"):
+            raise DataError(
+                "captions.json does not belong to memory.safetensors",
+                where=folder,
+                mend="Build the memory again.",
+            )
+        return cls(features, captions, metadata["fingerprint"], float(metadata["temperature"]))
+
+
+def _attend_fused(queries: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return softmax(q r^T) r [b, d] and its log-sum-exp [b, 1], on a CPU.
+
+    The rows are dealt out as heads of PyTorch's attention kernel, one for each thread: unlike
+    `scaled_dot_product_attention` the kernel itself also returns the log-sum-exp that joins
+    the parts exactly.
+    """
+    threads = torch.get_num_threads()
+    heads = max(count for count in range(1, threads + 1) if len(rows) % count == 0)
+    keys = rows.view(1, heads, -1, rows.shape[1])
+    mixed, logsums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        queries.expand(1, heads, *queries.shape), keys, keys, scale=1.0
+    )
+    shares = logsums[0].softmax(0)[..., None]
+    return (mixed[0] * shares).sum(0), logsums[0].logsumexp(0)[:, None]
+
+
+def _attend_plain(queries: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return what `_attend_fused` does, in plain operations for any device."""
+    top = queries.new_full((len(queries), 1), -torch.inf)
+    total = queries.new_zeros(len(queries), 1)
+    mixed = torch.zeros_like(queries)
+    for piece in rows.split(_SCORES):
+        scores = queries @ piece.T
+        new_top = torch.maximum(top, scores.amax(1, keepdim=True))
+        decay = (top - new_top).exp()
+        weights = (scores - new_top).exp()
+        total = total * decay + weights.sum(1, keepdim=True)
+        mixed = torch.addmm(mixed * decay, weights, piece)
+        top = new_top
+    return mixed / total, top + total.log()
+
+
+def _chunks(features: torch.Tensor, size: int) -> Iterator[tuple[int, torch.Tensor]]:
+    """Yield (first row, rows) of consecutive pieces, views of the memory."""
+    if size < 1:
+        raise ValueError(f"a chunk needs at least one row, got {size}")
+    for start in range(0, len(features), size):
+        yield start, features[start : start + size]

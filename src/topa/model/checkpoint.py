@@ -1,0 +1,134 @@
+"""Checkpoints: the trainables alone, as safetensors, beside the configuration of the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from topa.errors import CheckpointError, FingerprintError
+from topa.model.config import TopaConfig
+from topa.runs import atomic_path
+
+if TYPE_CHECKING:
+    from topa.model.topa import TopaForConditionalGeneration
+
+WEIGHTS_NAME = "model.safetensors"
+EMBEDDED_CHECKPOINT = Path(__file__).parent.parent / "checkpoints" / "embedded"
+
+__all__ = [
+    "EMBEDDED_CHECKPOINT",
+    "WEIGHTS_NAME",
+    "check_fingerprint",
+    "checkpoint_folder",
+    "load_trainables",
+    "read_config",
+    "save_trainables",
+]
+
+
+def save_trainables(
+    model: TopaForConditionalGeneration, folder: str | Path, dtype: torch.dtype | None = None
+) -> Path:
+    """Write the trained tensors of a model to `folder`, whole or not at all.
+
+    Args:
+        model: The model.
+        folder: Made if it is not there.
+        dtype: Type on disk; that of each tensor if None.
+    """
+    tensors = {
+        name: _stored(tensor, dtype) for name, tensor in model.saved_tensors()
+    }
+    path = Path(folder) / WEIGHTS_NAME
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt", "kind": "topa-trainables"})
+    return path
+
+
+def _stored(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """Return a copy on the CPU; only floating-point tensors change their type."""
+    kind = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+    return tensor.detach().to("cpu", kind).contiguous()
+
+
+def load_trainables(model: TopaForConditionalGeneration, folder: str | Path) -> None:
+    """Fill the trained tensors of a model from `folder`; every one must be there and fit.
+
+    Raises:
+        CheckpointError: The file is missing or broken, or tensors are missing, unknown or of
+            another shape; names them.
+    """
+    path = Path(folder) / WEIGHTS_NAME
+    if not path.is_file():
+        raise CheckpointError("file not found", where=path, mend="Give a checkpoint folder.")
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise CheckpointError(f"not a whole safetensors file ({error})", where=path) from None
+    wanted = dict(model.saved_tensors())
+    problems = _mismatches(wanted, tensors)
+    if problems:
+        raise CheckpointError(
+            "; ".join(problems),
+            where=path,
+            mend="The checkpoint was trained with other model settings or another LLM.",
+        )
+    with torch.no_grad():
+        for name, parameter in wanted.items():
+            parameter.copy_(tensors[name])
+
+
+def read_config(checkpoint: str | Path) -> TopaConfig:
+    """Return the configuration of a checkpoint folder, or of "embedded".
+
+    Raises:
+        CheckpointError: There is no checkpoint.
+    """
+    folder = checkpoint_folder(checkpoint)
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(
+            "no config.json there", where=folder, mend='Give a checkpoint folder or "embedded".'
+        )
+    return TopaConfig.from_pretrained(folder)
+
+
+def checkpoint_folder(checkpoint: str | Path) -> Path:
+    """Return the folder of a checkpoint given as "embedded" or as a folder."""
+    return EMBEDDED_CHECKPOINT if str(checkpoint) == "embedded" else Path(checkpoint)
+
+
+def _mismatches(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
+    """Return what keeps `found` from filling `wanted`, a few names of each kind."""
+    missing = sorted(set(wanted) - set(found))
+    unknown = sorted(set(found) - set(wanted))
+    shapes = [
+        f"{name} is {tuple(found[name].shape)}, needed is {tuple(wanted[name].shape)}"
+        for name in sorted(set(wanted) & set(found))
+        if found[name].shape != wanted[name].shape
+    ]
+    kinds = (("missing", missing), ("unknown", unknown), ("shape", shapes))
+    return [
+        f"{len(names)} {kind}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+        for kind, names in kinds
+        if names
+    ]
+
+
+def check_fingerprint(what: str, expected: str, found: str, where: str | Path) -> None:
+    """Refuse parts that the checkpoint was not trained with.
+
+    Raises:
+        FingerprintError: Both are known and differ.
+    """
+    if expected and found and expected != found:
+        raise FingerprintError(
+            f"the checkpoint was trained with {what} {expected}, this is {found}",
+            where=where,
+            mend=f"Use the {what} of the checkpoint, or train again with this one.",
+        )

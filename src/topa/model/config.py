@@ -1,0 +1,93 @@
+"""What a TOPA model is made of, as a Hugging Face configuration."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import AutoConfig, PretrainedConfig
+
+from topa.errors import ConfigError
+
+VARIANTS = ("adapter", "lora", "projector")
+
+
+class TopaConfig(PretrainedConfig):
+    """Configuration of `TopaForConditionalGeneration`.
+
+    Args:
+        text_config: Configuration of the frozen LLM.
+        llm: Where the LLM comes from: "embedded", a hub id, a folder or a GGUF file.
+        llm_fingerprint: Identity of the LLM the trainables were trained on.
+        encoder: Name of the encoder, as `load_encoder` takes it.
+        encoder_fingerprint: Identity of the encoder of the training features.
+        tideos: The Tideos of training, by name or file; the memory is built from them.
+        template_version: Version of the prompts of training.
+        feature_dim: Width of a frame feature.
+        num_frames: T, temporal positions.
+        slots_per_frame: LLM positions per frame (1 in the paper).
+        dictionary_size: Words of the dictionary that frames are said in; 0 = none (paper).
+        variant: "adapter" (paper), "lora" or "projector".
+        adapter_length: Prompts per layer of the adapter.
+        adapter_layers: Layers from the top that carry the adapter; all if None.
+        bias: Strength g2 starts at -bias (3.5 in the paper).
+        lora_rank: Rank of LoRA.
+        lora_alpha: Scale of LoRA times its rank.
+        scoring: Default scoring of options: "likelihood" or "selection".
+        subtract_blind: Whether the blind likelihood is subtracted by default.
+    """
+
+    model_type = "topa"
+    sub_configs = {"text_config": AutoConfig}  # noqa: RUF012 (declared so by transformers)
+
+    def __init__(
+        self,
+        text_config: PretrainedConfig | dict[str, Any] | None = None,
+        llm: str = "embedded",
+        llm_fingerprint: str = "",
+        encoder: str = "embedded",
+        encoder_fingerprint: str = "",
+        tideos: list[str] | None = None,
+        template_version: str = "",
+        feature_dim: int = 384,
+        num_frames: int = 10,
+        slots_per_frame: int = 1,
+        dictionary_size: int = 0,
+        variant: str = "adapter",
+        adapter_length: int = 50,
+        adapter_layers: int | None = None,
+        bias: float = 3.5,
+        lora_rank: int = 16,
+        lora_alpha: int = 32,
+        scoring: str = "likelihood",
+        subtract_blind: bool = True,
+        **kwargs: Any,
+    ):
+        if isinstance(text_config, dict):
+            text_config = AutoConfig.for_model(**text_config)
+        if variant not in VARIANTS:
+            raise ConfigError(f"unknown variant {variant!r}", mend=f"Use one of {VARIANTS}.")
+        self.text_config = text_config
+        self.llm = llm
+        self.llm_fingerprint = llm_fingerprint
+        self.encoder = encoder
+        self.encoder_fingerprint = encoder_fingerprint
+        self.tideos = list(tideos or [])
+        self.template_version = template_version
+        self.feature_dim = feature_dim
+        self.num_frames = num_frames
+        self.slots_per_frame = slots_per_frame
+        self.dictionary_size = dictionary_size
+        self.variant = variant
+        self.adapter_length = adapter_length
+        self.adapter_layers = adapter_layers
+        self.bias = bias
+        self.lora_rank = lora_rank
+        self.lora_alpha = lora_alpha
+        self.scoring = scoring
+        self.subtract_blind = subtract_blind
+        super().__init__(**kwargs)
+
+    @property
+    def num_slots(self) -> int:
+        """Video positions in a prompt."""
+        return self.num_frames * self.slots_per_frame

@@ -1,0 +1,315 @@
+"""The model: a frozen LLM, a projector of frame features, temporal embeddings, and a variant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from peft import LoraConfig, inject_adapter_in_model
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from topa.data.collate import Batch
+from topa.errors import ConfigError
+from topa.model.adapter import ATTENTION, VideoSpan, add_adapter
+from topa.model.checkpoint import (
+    check_fingerprint,
+    checkpoint_folder,
+    load_trainables,
+    read_config,
+    save_trainables,
+)
+from topa.model.config import TopaConfig
+from topa.model.language import Language, load_language
+from topa.model.words import WordDictionary
+
+
+class TopaForConditionalGeneration(PreTrainedModel, GenerationMixin):
+    """A causal LM that reads frame features in the video slots of its prompt.
+
+    Position t of the video gets visual_proj(f_t) + temporal_emb_t (DESIGN section 2). The
+    LLM is frozen; the projector, the temporal embeddings and the variant's own weights
+    are trained and saved.
+
+    Args:
+        config: The configuration.
+        language_model: The LLM to wrap; built with random weights from `config.text_config`
+            if None (for tests).
+    """
+
+    config_class = TopaConfig
+    base_model_prefix = "language_model"
+    main_input_name = "input_ids"
+    _supports_sdpa = True
+    _supports_attention_backend = True
+    _is_stateful = False
+
+    def __init__(self, config: TopaConfig, language_model: PreTrainedModel | None = None):
+        super().__init__(config)
+        if language_model is None:
+            language_model = AutoModelForCausalLM.from_config(config.text_config)
+        language_model.requires_grad_(False)
+        language_model.set_attn_implementation(ATTENTION)
+        width = language_model.config.hidden_size
+        self.visual_proj = nn.Linear(config.feature_dim, width * config.slots_per_frame, bias=False)
+        self.temporal_emb = nn.Embedding(config.num_frames, width)
+        nn.init.normal_(self.visual_proj.weight, std=0.02)
+        nn.init.zeros_(self.temporal_emb.weight)
+        self.words: WordDictionary | None = None
+        if config.dictionary_size:
+            self.words = WordDictionary(config.dictionary_size, config.feature_dim)
+        if config.variant == "adapter":
+            add_adapter(language_model, config.adapter_length, config.adapter_layers, config.bias)
+        elif config.variant == "lora":
+            _add_lora(language_model, config)
+        self.language_model = language_model
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Leave every weight as its constructor made it: the LLM comes loaded."""
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the LLM's token embedding."""
+        return self.language_model.get_input_embeddings()
+
+    def get_output_embeddings(self) -> nn.Module:
+        """Return the LLM's head."""
+        return self.language_model.get_output_embeddings()
+
+    def trainable_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield name and tensor of what is trained."""
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                yield name, parameter
+
+    def saved_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield name and tensor of what a checkpoint holds: the trained ones, and the words."""
+        yield from self.trainable_parameters()
+        if self.words is not None:
+            for name, buffer in self.words.named_buffers(prefix="words"):
+                yield name, buffer
+
+    def train(self, mode: bool = True) -> TopaForConditionalGeneration:
+        """Set the mode of the trainables; the frozen LLM never uses dropout of its own."""
+        super().train(mode)
+        self.language_model.train(mode and self.config.variant == "lora")
+        return self
+
+    # Checkpoints ----------------------------------------------------------------------
+
+    def save_pretrained(  # type: ignore[override]
+        self, save_directory: str | Path, dtype: torch.dtype | None = None, **kwargs: Any
+    ) -> None:
+        """Write the configuration and the trained tensors (not the LLM) to a folder.
+
+        Args:
+            save_directory: Folder, made if it is not there.
+            dtype: Type of the tensors on disk; as they are if None.
+            **kwargs: `is_main_process` and `state_dict`, as the Trainer passes them.
+        """
+        unknown = set(kwargs) - {"is_main_process", "state_dict"}
+        if unknown:
+            raise ConfigError(f"unknown arguments {sorted(unknown)}", where="save_pretrained")
+        if kwargs.get("is_main_process", True):
+            self.config.save_pretrained(save_directory)
+            save_trainables(self, save_directory, dtype)
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        language: Language | None = None,
+        llm: str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> TopaForConditionalGeneration:
+        """Load a checkpoint folder and the LLM that it names.
+
+        Args:
+            pretrained_model_name_or_path: "embedded" or a folder.
+            language: The LLM, where it is already loaded.
+            llm: Where to find the LLM, if not where the checkpoint says.
+            dtype: Type of the LLM's weights.
+
+        Raises:
+            CheckpointError: The folder is not a checkpoint, or does not fit the LLM.
+            FingerprintError: The LLM is another one than the checkpoint was trained on.
+        """
+        config = read_config(pretrained_model_name_or_path)
+        folder = checkpoint_folder(pretrained_model_name_or_path)
+        if language is None:
+            language = load_language(llm or config.llm, dtype)
+        check_fingerprint("LLM", config.llm_fingerprint, language.fingerprint, folder)
+        model = cls(config, language.model)
+        load_trainables(model, folder)
+        return model.eval()
+
+    # Inputs ---------------------------------------------------------------------------
+
+    def project_frames(self, features: Tensor) -> Tensor:
+        """Return slot embeddings [B, T * slots_per_frame, D] of frame features [B, T, d].
+
+        Raises:
+            ConfigError: More frames than temporal positions, or features of another width.
+        """
+        batch, frames, width = features.shape
+        if frames > self.config.num_frames:
+            raise ConfigError(
+                f"{frames} frames given, the model has {self.config.num_frames} temporal slots",
+                mend="Sample fewer frames, or train with a larger model.num_frames.",
+            )
+        if width != self.config.feature_dim:
+            raise ConfigError(
+                f"features have width {width}, the model was made for {self.config.feature_dim}",
+                mend=f"Use the encoder of the checkpoint ({self.config.encoder}).",
+            )
+        projected = self.visual_proj(features.to(self.visual_proj.weight.dtype))
+        projected = projected.view(batch, frames, self.config.slots_per_frame, -1)
+        projected = projected + self.temporal_emb.weight[:frames, None, :]
+        if self.words is not None:
+            slots = self.config.slots_per_frame
+            words = self.words.pursue(features.flatten(0, 1), slots).view(batch, frames, slots)
+            embedding = self.get_input_embeddings().weight
+            projected = projected + self.words.embed(words, embedding).to(projected.dtype)
+        return projected.flatten(1, 2)
+
+    def embed(
+        self, input_ids: Tensor, slot_index: Tensor | None, features: Tensor | None
+    ) -> Tensor:
+        """Return input embeddings [B, S, D]: tokens, and frames where `slot_index` >= 0."""
+        embeds = self.get_input_embeddings()(input_ids)
+        if slot_index is None or features is None:
+            return embeds
+        video = self.project_frames(features).to(embeds.dtype)
+        index = slot_index.clamp(min=0)[..., None].expand(-1, -1, video.shape[-1])
+        placed = video.gather(1, index)
+        return torch.where((slot_index >= 0)[..., None], placed, embeds)
+
+    def slot_visible(self, slot_index: Tensor, frame_mask: Tensor) -> Tensor:
+        """Return [B, S] True at tokens that carry something: text, and slots of real frames."""
+        frame = slot_index.clamp(min=0) // self.config.slots_per_frame
+        return (slot_index < 0) | frame_mask.gather(1, frame)
+
+    @staticmethod
+    def _video_span(slot_index: Tensor | None, query_start: int, queries: int) -> VideoSpan | None:
+        """Return where the video lies for queries query_start .. query_start + queries - 1."""
+        if slot_index is None:
+            return None
+        slots = slot_index >= 0
+        positions = torch.arange(slots.shape[1], device=slots.device)
+        last = torch.where(slots, positions, -1).amax(1)
+        query = torch.arange(query_start, query_start + queries, device=slots.device)
+        return VideoSpan(slots, query[None, :] > last[:, None])
+
+    # Forward --------------------------------------------------------------------------
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        slot_index: Tensor | None = None,
+        features: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Run the LLM on a prompt with video, as `generate()` does.
+
+        Args:
+            input_ids: [B, S] token ids; what stands in slots is not read.
+            slot_index: [B, P] slot number at each position of the prompt, -1 elsewhere.
+            features: [B, T, d] frame features; needed in the pass that reads the slots.
+            attention_mask: [B, K] 1 where a key may be seen; 0 at padding and masked frames.
+            position_ids: [B, S]; by default the count of visible tokens before.
+            past_key_values: Cache of earlier positions.
+            labels: [B, S] token ids to learn, -100 elsewhere (shifted inside).
+            use_cache: Whether to return a cache.
+            logits_to_keep: Only the last so many logits (0 = all).
+        """
+        if input_ids is None:
+            raise ConfigError("input_ids are needed", where="TopaForConditionalGeneration")
+        past = past_key_values.get_seq_length() if past_key_values is not None else 0
+        past = int(past)
+        here = None
+        if slot_index is not None and past < slot_index.shape[1]:
+            here = slot_index[:, past : past + input_ids.shape[1]]
+        if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
+            counted = attention_mask.long().cumsum(-1) - 1
+            position_ids = counted.clamp(min=0)[:, past : past + input_ids.shape[1]]
+        return self.language_model(
+            inputs_embeds=self.embed(input_ids, here, features),
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            labels=labels,
+            use_cache=use_cache,
+            logits_to_keep=logits_to_keep,
+            topa_video=self._video_span(slot_index, past, input_ids.shape[1]),
+            **kwargs,
+        )
+
+    def target_log_probs(self, batch: Batch) -> Tensor:
+        """Return log P(token | its prefix) of every target token of a batch of prompts, [N].
+
+        Every prompt is one packed pass: shared prefixes are computed once, siblings do
+        not see each other, and only target positions go through the LLM's head.
+        """
+        visible = self.slot_visible(batch.slot_index, batch.frame_mask)
+        mask = tree_mask(batch.segment_ids, batch.visible_segments, visible)
+        slots = batch.slot_index.shape[1]
+        decoder = self.language_model.get_decoder()
+        hidden = decoder(
+            inputs_embeds=self.embed(batch.input_ids, batch.slot_index, batch.features),
+            attention_mask=mask[:, None],
+            position_ids=mask.sum(-1) - 1,
+            use_cache=False,
+            topa_video=self._video_span(batch.slot_index, 0, slots),
+        ).last_hidden_state
+        picked = hidden[batch.target_rows, batch.target_sources]
+        logits = self.get_output_embeddings()(picked).float()
+        cap = getattr(self.language_model.config, "final_logit_softcapping", None)
+        if cap:
+            logits = torch.tanh(logits / cap) * cap
+        return -F.cross_entropy(logits, batch.target_ids, reduction="none")
+
+
+def tree_mask(segment_ids: Tensor, visible_segments: Tensor, visible: Tensor) -> Tensor:
+    """Return who sees whom, [B, S, S] bool, for packed prompts.
+
+    A token sees earlier visible tokens of its own segment and of its ancestors, and itself.
+
+    Args:
+        segment_ids: [B, S], -1 in the padding.
+        visible_segments: [B, G, G] segment (dim 1) sees segment (dim 2).
+        visible: [B, S] True at tokens that carry something.
+    """
+    length = segment_ids.shape[1]
+    index = segment_ids.clamp(min=0)
+    rows = visible_segments.gather(1, index[..., None].expand(-1, -1, visible_segments.shape[2]))
+    mask = rows.gather(2, index[:, None, :].expand(-1, length, -1))
+    real = segment_ids >= 0
+    mask &= (real & visible)[:, None, :] & real[:, :, None]
+    causal = torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
+    # Every position sees itself, so that no row of the softmax is empty.
+    return (mask & causal) | torch.eye(length, dtype=torch.bool, device=mask.device)
+
+
+def _add_lora(language_model: PreTrainedModel, config: TopaConfig) -> None:
+    """Put trainable low-rank updates (arXiv 2106.09685) on every linear layer but the head."""
+    linear = {
+        name.rsplit(".", 1)[-1]
+        for name, module in language_model.get_decoder().named_modules()
+        if isinstance(module, nn.Linear)
+    }
+    inject_adapter_in_model(
+        LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules=sorted(linear)),
+        language_model,
+    )

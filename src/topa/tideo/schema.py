@@ -1,0 +1,125 @@
+"""What a Tideo (textual video) is, and reading Tideos from JSONL with the line that is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
+
+from topa.errors import DataError
+from topa.runs import read_jsonl, write_text
+
+Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+MAX_OPTIONS = 26  # options are lettered (A) to (Z)
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Frame(_Record):
+    """One textual frame: what a camera would see at one moment.
+
+    Attributes:
+        caption: One sentence about the frame.
+        objects: 1 to 5 noun phrases, its key objects.
+    """
+
+    caption: Text
+    objects: list[Text] = Field(min_length=1, max_length=5)
+
+    @property
+    def texts(self) -> list[str]:
+        """The caption followed by the object captions."""
+        return [self.caption, *self.objects]
+
+
+class Question(_Record):
+    """A multiple-choice question with its open-ended answer.
+
+    Attributes:
+        question: The question.
+        options: 2 to 26 different answers.
+        answer: Index of the right option.
+        open_answer: The right answer in free words, if written.
+        kind: What the question asks for, if known.
+    """
+
+    question: Text
+    options: list[Text] = Field(min_length=2, max_length=MAX_OPTIONS)
+    answer: int = Field(ge=0)
+    open_answer: Text | None = None
+    kind: Literal["temporal", "causal", "descriptive"] | None = None
+
+    @model_validator(mode="after")
+    def _answer_is_an_option(self) -> Question:
+        if self.answer >= len(self.options):
+            raise ValueError(f"answer {self.answer} is not one of {len(self.options)} options")
+        if len({option.casefold() for option in self.options}) < len(self.options):
+            raise ValueError("two options are the same")
+        return self
+
+
+class Tideo(_Record):
+    """A textual video.
+
+    Attributes:
+        id: Unique in its file.
+        source: The style of seed it grew from.
+        seed: The short text it grew from.
+        frames: 5 to 15 frames in time order.
+        caption: Dense description of the whole.
+        qas: 3 to 6 questions.
+    """
+
+    id: Text
+    source: Literal["howto", "ego4d", "webvid", "wordnet"]
+    seed: Text
+    frames: list[Frame] = Field(min_length=5, max_length=15)
+    caption: Text
+    qas: list[Question] = Field(min_length=3, max_length=6)
+
+
+def describe_errors(error: ValidationError) -> str:
+    """Return every problem of a pydantic error in one line, as `field: problem; ...`."""
+    return "; ".join(
+        f"{'.'.join(map(str, item['loc'])) or 'record'}: {item['msg']}" for item in error.errors()
+    )
+
+
+def read_tideos(path: str | Path) -> list[Tideo]:
+    """Read a JSONL file of Tideos.
+
+    Raises:
+        DataError: A line is not a valid Tideo, or an id occurs twice; names file and line.
+    """
+    tideos: list[Tideo] = []
+    seen: dict[str, int] = {}
+    for number, row in read_jsonl(path):
+        try:
+            tideo = Tideo.model_validate(row)
+        except ValidationError as error:
+            raise DataError(describe_errors(error), where=f"{path}, line {number}") from None
+        if tideo.id in seen:
+            raise DataError(
+                f"id {tideo.id!r} is also on line {seen[tideo.id]}", where=f"{path}, line {number}"
+            )
+        seen[tideo.id] = number
+        tideos.append(tideo)
+    if not tideos:
+        raise DataError("no Tideos in the file", where=path)
+    return tideos
+
+
+def write_tideos(path: str | Path, tideos: Iterable[Tideo]) -> None:
+    """Write Tideos as JSONL, whole or not at all."""
+    write_text(path, "".join(tideo.model_dump_json(exclude_none=True) + "\n" for tideo in tideos))

@@ -1,0 +1,111 @@
+"""The run directory of a pre-alignment: its settings, its log, and where to go on from."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import get_last_checkpoint
+
+from topa.config import AlignConfig, dump_config
+from topa.errors import ConfigError
+from topa.runs import append_jsonl, environment, write_json, write_text
+
+logger = logging.getLogger(__name__)
+
+
+def open_run(out: Path, config: AlignConfig) -> None:
+    """Write the resolved settings and the environment to a run directory.
+
+    Raises:
+        ConfigError: The directory holds a run of other settings.
+    """
+    path, text = out / "config.yaml", dump_config(config)
+    if path.is_file() and path.read_text(encoding="utf-8") != text:
+        raise ConfigError(
+            "this run directory was made with other settings",
+            where=path,
+            mend="Choose another out=..., or delete the directory to start again.",
+        )
+    write_text(path, text)
+    write_json(out / "environment.json", environment())
+
+
+def find_resume(checkpoints: Path) -> tuple[Path, TrainerState] | None:
+    """Return the newest whole checkpoint and its state; delete those cut off while written.
+
+    The Trainer writes the state last: a checkpoint without a readable one is not whole.
+    """
+    while checkpoints.is_dir() and (found := get_last_checkpoint(str(checkpoints))):
+        try:
+            return Path(found), TrainerState.load_from_json(str(Path(found, TRAINER_STATE_NAME)))
+        except (FileNotFoundError, json.JSONDecodeError):
+            logger.warning("%s was not written to its end and is deleted", found)
+            shutil.rmtree(found)
+    return None
+
+
+class RunLog(TrainerCallback):
+    """Writes what the Trainer logs to metrics.jsonl, and stops at a deadline.
+
+    Args:
+        path: The log.
+        seconds: Stop after so long, over all parts of a resumed run; never if None.
+    """
+
+    def __init__(self, path: Path, seconds: float | None = None):
+        self.path, self.seconds = path, seconds
+        self.start = time.monotonic()
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of training, those before a stop included."""
+        return round(time.monotonic() - self.start, 1)
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Take back the rows of steps that are done again, and count time from where it was."""
+        lines = self.path.read_text(encoding="utf-8").split("\n") if self.path.is_file() else []
+        # What follows the last line break was cut off while written.
+        rows = [json.loads(line) for line in lines[:-1]]
+        kept = [row for row in rows if row["step"] <= state.global_step > 0]
+        write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+        self.start = time.monotonic() - (kept[-1]["seconds"] if kept else 0.0)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Append one row."""
+        plain = {  # numpy numbers and tensors have item(), Python's do not
+            name: value.item() if hasattr(value, "item") else value
+            for name, value in (logs or {}).items()
+        }
+        append_jsonl(self.path, {"step": state.global_step, "seconds": self.elapsed, **plain})
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> TrainerControl:
+        """Stop when the time is up."""
+        if self.seconds is not None and self.elapsed > self.seconds:
+            control.should_training_stop = True
+        return control
