@@ -48,11 +48,15 @@ def test_the_parts_stay_apart_for_programs():
     assert (error.what, error.where, error.mend) == ("no frames", "a.mp4", "Cut it again.")
 
 
-@pytest.mark.xfail(
-    reason="pickle rebuilds an exception from positional arguments; where and mend are keywords",
-    raises=TypeError,
-    strict=True,
-)
-def test_an_error_survives_the_way_from_a_worker_process():
-    error = DataError("no frames", where="a.mp4", mend="Cut it again.")
-    assert str(pickle.loads(pickle.dumps(error))) == str(error)
+@pytest.mark.parametrize("kind", [TopaError, *FAMILY], ids=lambda kind: kind.__name__)
+def test_an_error_survives_the_way_from_a_worker_process(kind):
+    for error in (kind("no frames", where=Path("a.mp4"), mend="Cut it again."), kind("it broke")):
+        found = pickle.loads(pickle.dumps(error))
+        assert type(found) is kind
+        assert vars(found) == vars(error)
+        assert str(found) == str(error)
+
+
+def test_where_and_mend_are_given_by_name():
+    with pytest.raises(TypeError, match="positional"):
+        TopaError("no frames", "a.mp4")  # type: ignore[misc]

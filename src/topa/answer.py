@@ -12,17 +12,15 @@ from PIL import Image
 from torch import Tensor
 
 from topa.data.collate import collate_for_generation
-from topa.data.templates import Prompt, PromptBuilder
+from topa.data.templates import Prompt, PromptBuilder, clean_question, list_options
 from topa.errors import ConfigError
 from topa.features.encoder import Encoder, load_encoder
-from topa.features.memory import Memory
-from topa.features.store import encode_tideos, sample_rows
+from topa.features.memory import Memory, build_memory
 from topa.features.video import Clip, read_clip
-from topa.model.checkpoint import check_fingerprint, read_config
-from topa.model.language import load_language
+from topa.model.checkpoint import check_fingerprint
+from topa.model.loading import load_model
 from topa.model.scoring import score_options
 from topa.model.topa import TopaForConditionalGeneration
-from topa.tideo.textvid import load_tideos
 
 Method = Literal["likelihood", "selection", "similarity"]
 METHODS: tuple[Method, ...] = ("likelihood", "selection", "similarity")
@@ -121,17 +119,17 @@ class Topa:
 
         Raises:
             VideoError: The video cannot be read.
-            ConfigError: More frames are asked for than the model has slots.
+            ConfigError: No frames are asked for, or more than the model has slots.
         """
         if isinstance(video, Clip):
             return video
         most = self.model.config.num_frames
         count = most if num_frames is None else num_frames
-        if count > most:
+        if not 1 <= count <= most:
             raise ConfigError(
                 f"{count} frames asked for, the model has slots for {most}",
                 where="num_frames",
-                mend=f"Ask for at most {most}.",
+                mend=f"Ask for 1 to {most}.",
             )
         return read_clip(video, num_frames=count)
 
@@ -273,10 +271,14 @@ class Topa:
             ConfigError: An unknown method, or wrong numbers of options.
         """
         method = self.model.config.scoring if method is None else method
+        for questions in choices:
+            for question, options in questions:
+                clean_question(question)  # refuse the same whatever the method
+                list_options(options)
         if method == "similarity":
             if blind:
                 raise ConfigError("similarity has no blind form", where="method")
-            return [self._similarity(a, b) for a, b in zip(choices, features, strict=True)]
+            return self._similarity(choices, features, progress)
         if method == "likelihood":
             prompts = [self.builder.likelihood(questions) for questions in choices]
         elif method == "selection":
@@ -324,34 +326,18 @@ class Topa:
         found = iter(scores)
         return [[next(found)[0] for _ in questions] for questions in choices]
 
-    def _similarity(self, questions: Sequence[Choice], features: Tensor) -> list[Tensor]:
-        texts = [f"{question} {option}" for question, options in questions for option in options]
-        cosines = (self.encoder.encode_text(texts) @ features.T).amax(1)
-        return list(cosines.split([len(options) for _, options in questions]))
-
-
-def load_model(
-    checkpoint: str | Path = "embedded",
-    *,
-    llm: str | None = None,
-    device: str | None = None,
-    dtype: torch.dtype = torch.float32,
-) -> tuple[TopaForConditionalGeneration, PromptBuilder]:
-    """Load a checkpoint and its LLM, without encoder and memory; see `Topa.from_pretrained`."""
-    config = read_config(checkpoint)
-    language = load_language(llm or config.llm, dtype)
-    model = TopaForConditionalGeneration.from_pretrained(checkpoint, language=language)
-    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model.to(torch.device(chosen))  # type: ignore[arg-type]
-    return model, PromptBuilder(language.tokenizer, config.num_slots)
-
-
-def build_memory(sources: Sequence[str], encoder: Encoder) -> Memory:
-    """Return the memory of Tideos: the bundled sets by name, or JSONL files."""
-    tideos = [tideo for source in sources for tideo in load_tideos(source)]
-    return Memory.build(tideos, encode_tideos(tideos, encoder))
-
-
-def frame_rows(features: Tensor, num_frames: int) -> Tensor:
-    """Return [min(n, T), d]: the frames of a Tideo that fit the model's slots."""
-    return features[sample_rows(len(features), num_frames)]
+    def _similarity(
+        self,
+        choices: Sequence[Sequence[Choice]],
+        features: Sequence[Tensor],
+        progress: Callable[[int], None] | None,
+    ) -> list[list[Tensor]]:
+        """Score by the encoder alone: the frame nearest to "question option" counts."""
+        scores = []
+        for questions, shown in zip(choices, features, strict=True):
+            texts = [f"{asked} {option}" for asked, options in questions for option in options]
+            cosines = (self.encoder.encode_text(texts) @ shown.T).amax(1)
+            scores.append(list(cosines.split([len(options) for _, options in questions])))
+            if progress is not None:
+                progress(len(scores))
+        return scores

@@ -49,6 +49,8 @@ class ModelConfig(Section):
     Attributes:
         llm: `embedded`, or a folder or hub name of a causal LM.
         encoder: `embedded`, or the name of an encoder of text and images.
+        dictionary: Say each frame in words of the training Tideos, one per slot, before the
+            projector adds what words leave out (not in the paper).
         variant: The paper's adapter, LoRA, or the projector alone.
         num_frames: Frames that a video or Tideo is sampled to (T).
         slots_per_frame: Positions of the LLM that each frame takes.
@@ -66,6 +68,7 @@ class ModelConfig(Section):
     variant: Literal["adapter", "lora", "projector"] = "lora"
     num_frames: PositiveInt = 10
     slots_per_frame: PositiveInt = 1
+    dictionary: bool = False
     adapter_length: PositiveInt = 50
     adapter_layers: PositiveInt | None = None
     bias: float = 3.5

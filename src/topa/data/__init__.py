@@ -1,0 +1,1 @@
+"""Samples: the one prompt builder, the tasks, and batches."""

@@ -21,6 +21,7 @@ TASKS = ("choice", "caption", "open", "contrast", "recognise")
 _REFERS_TO_OTHERS = re.compile(
     r"(?i:\b(both|all|none|neither|either)\b)|\([A-Z]\)|\b[A-E] (and|or) [A-E]\b"
 )
+_SHARE_OF_OPEN_ANSWERS = 0.5  # of the contrast task's questions; the rest saves tokens
 _NUM_RECOGNISED = 3  # questions of the recognise task per Tideo
 _NUM_DISTRACTORS = 4
 _MAX_DRAWS = 50  # of distractors; Tideos that show the same things give fewer
@@ -75,7 +76,8 @@ class TideoDataset(Dataset[Sample]):
         choice: letter selection for one question (paper).
         caption: the global caption (paper).
         open: the open-ended answer of one question (paper).
-        contrast: all questions of the Tideo; the options' texts compete by likelihood.
+        contrast: all questions of the Tideo; the options' texts compete by likelihood, and
+            the open-ended answers of half of them are learned beside.
         recognise: what is seen in the video, against objects and frames of other Tideos.
 
     Args:
@@ -169,7 +171,7 @@ class TideoDataset(Dataset[Sample]):
         for question in self.tideos[index].qas:
             parent = builder.add_question(prompt, question.question)
             builder.add_options(prompt, parent, question.options, question.answer)
-            if question.open_answer:
+            if question.open_answer and rng.random() < _SHARE_OF_OPEN_ANSWERS:
                 text = f" {question.open_answer}"
                 builder.add(prompt, text, parent, is_label=True, end=True)
         return prompt

@@ -76,12 +76,15 @@ def list_options(options: Sequence[str]) -> str:
     """Return the options as lines `(A) ...`.
 
     Raises:
-        ConfigError: Fewer than 2 or more than 26 options.
+        ConfigError: Fewer than 2 or more than 26 options, or an empty one.
     """
     if not 2 <= len(options) <= len(LETTERS):
         raise ConfigError(
             f"{len(options)} options given", mend=f"Give between 2 and {len(LETTERS)} options."
         )
+    for number, option in enumerate(options, start=1):
+        if not option.strip():
+            raise ConfigError(f"option {number} is empty", mend="Give every option some words.")
     return "\n".join(
         f"({letter}) {option}" for letter, option in zip(LETTERS, options, strict=False)
     )
@@ -153,7 +156,7 @@ class PromptBuilder:
         self, prompt: Prompt, parent: int, texts: Sequence[str], answer: int = -1
     ) -> None:
         """Append one labelled branch per option text under `parent`."""
-        list_options(texts)  # refuses too few and too many
+        list_options(texts)  # refuses too few, too many and empty ones
         branches = [self.add(prompt, f" {text.strip()}", parent, is_label=True) for text in texts]
         prompt.options.append(branches)
         prompt.answers.append(answer)

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from PIL import Image
 
-from topa.answer import Topa, load_model
+from topa.answer import Topa
 from topa.config import AlignConfig, load_config
 from topa.demo.narration import Narrator
 from topa.features.encoder import Encoder, Progress, load_encoder
 from topa.features.memory import Memory
 from topa.features.store import encode_tideos
 from topa.model.checkpoint import read_config
+from topa.model.loading import load_model
 from topa.model.topa import TopaForConditionalGeneration
 from topa.runs import read_jsonl
 from topa.tideo.textvid import load_tideos
@@ -129,7 +130,7 @@ def train(narrator: Narrator, config: AlignConfig) -> dict[str, Any]:
     history = [
         row for _, row in read_jsonl(Path(config.out) / "metrics.jsonl") if "eval_accuracy" in row
     ]
-    summary = _summarise(result, history)
+    summary = summarise(result, history)
     narrator.say(f"  {summary['steps']} steps in {summary['seconds'] / 60:.1f} minutes.")
     for row in summary["validation"]:
         narrator.say(
@@ -139,11 +140,10 @@ def train(narrator: Narrator, config: AlignConfig) -> dict[str, Any]:
     return summary
 
 
-def _summarise(result: AlignResult, history: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def summarise(result: AlignResult, history: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return the outcome of a training, with its first and its last validation."""
-    ends = [history[0], history[-1]] if len(history) > 1 else list(history)
-    if len(ends) > 1 and ends[0]["step"] == ends[1]["step"]:
-        ends = ends[1:]
+    steps = {row["step"]: row for row in history}  # in the order of the log
+    ends = dict.fromkeys([*list(steps)[:1], *list(steps)[-1:]])
     return {
         "checkpoint": str(result.checkpoint),
         "steps": result.steps,
@@ -154,7 +154,7 @@ def _summarise(result: AlignResult, history: Sequence[dict[str, Any]]) -> dict[s
                 "accuracy": row["eval_accuracy"],
                 "blind_accuracy": row["eval_blind_accuracy"],
             }
-            for row in ends
+            for row in (steps[step] for step in ends)
         ],
     }
 

@@ -31,14 +31,14 @@ class Narrator:
         """Announce a stage, and measure the block as this stage."""
         number = len(self.seconds) + 1
         head = Text(f"\n[{number}/{self.stages}] ", "bold cyan")
-        self.console.print(head + Text(line, "bold"))
+        self.console.print(head + Text(line, "bold"), soft_wrap=True)
         start = time.monotonic()
         yield
         self.seconds[name] = round(time.monotonic() - start, 1)
 
     def say(self, line: str) -> None:
-        """Print one line of a stage; nothing in it is read as markup."""
-        self.console.print(Text(line))
+        """Print one line of a stage; nothing in it is read as markup, no path in it is broken."""
+        self.console.print(Text(line), soft_wrap=True)
 
     @contextlib.contextmanager
     def bar(self, label: str, total: int) -> Iterator[Callable[[int], None]]:

@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from topa.answer import Topa
+from topa.demo.video import spell_share
 from topa.eval.run import fingerprints_of
 from topa.runs import environment, write_json, write_text
 
@@ -70,6 +71,7 @@ def render_report(report: dict[str, Any], out: Path) -> str:
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    environment.filters["share"] = spell_share
     environment.filters["percent"] = lambda share, digits=0: f"{share:.{digits}%}"
     source = (resources.files("topa.demo") / TEMPLATE).read_text(encoding="utf-8")
     pictures = [_data_uri(out / frame["image"]) for frame in report["frames"]]

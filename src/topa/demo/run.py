@@ -70,8 +70,8 @@ def run_demo(
         "seconds": {**narrator.seconds, "total": round(time.monotonic() - began, 1)},
     }
     page = write_report(report, out)
-    narrator.say(f"\nThe report is in {page}, its figures also in {out / 'report.json'}.")
-    narrator.say(f"The whole took {report['seconds']['total']:.0f} seconds.")
+    narrator.say(f"\nReport: {page}\nThe same as data: {out / 'report.json'}")
+    narrator.say(f"Done in {report['seconds']['total']:.0f} seconds.")
     return report
 
 
@@ -111,6 +111,9 @@ def _count_tideos(narrator: Narrator) -> dict[str, dict[str, int]]:
             "frames": sum(len(tideo.frames) for tideo in tideos),
             "questions": sum(len(tideo.qas) for tideo in tideos),
         }
-        parts = ", ".join(f"{count:,} {what}" for what, count in counts[name].items())
-        narrator.say(f"  {name}: {parts}")
+        found = counts[name]
+        narrator.say(
+            f"  {name}: {found['tideos']:,} Tideos with {found['frames']:,} frames"
+            f" and {found['questions']:,} questions"
+        )
     return counts

@@ -116,6 +116,7 @@ class Watched:
         clip = topa.watch(video)
         length = "" if clip.duration is None else f", {clip.duration:.1f} seconds long"
         narrator.say(f"  {video}{length}: {len(clip.images)} frames sampled.")
+        narrator.say(f"  Paths of thumbnails start at {out}.")
         explained = topa.explain(clip, k=NEAREST)
         frames = write_frames(explained, out)
         narrator.console.print(tabulate_frames(frames))
@@ -129,7 +130,7 @@ class Watched:
 def write_frames(explained: Sequence[ExplainedFrame], out: Path) -> list[dict[str, Any]]:
     """Write a JPEG thumbnail of each frame under out/frames, and return the frames for JSON."""
     folder = out / "frames"
-    rows = []
+    rows: list[dict[str, Any]] = []
     for number, frame in enumerate(explained, start=1):
         path = folder / f"frame-{number:02d}.jpg"
         thumbnail = frame.image.convert("RGB")
@@ -160,8 +161,13 @@ def tabulate_frames(frames: Sequence[dict[str, Any]]) -> Table:
         for row, (weight, caption) in enumerate(pairs):
             head = first if row == 0 else ["", ""]
             end = row == len(pairs) - 1
-            table.add_row(*head, f"{weight:.0%}", Text(caption), end_section=end)
+            table.add_row(*head, spell_share(weight), Text(caption), end_section=end)
     return table
+
+
+def spell_share(share: float) -> str:
+    """Return a share in percent; a small one is not called nothing."""
+    return "<1%" if 0 < share < 0.005 else f"{share:.0%}"
 
 
 def answer_questions(topa: Topa, watched: Watched, narrator: Narrator) -> dict[str, Any]:
@@ -217,5 +223,5 @@ def spell_answer(answer: dict[str, Any]) -> Text:
         elif i == answer["answer"]:
             marks.append("this is right")
         mark = f"  <- {', '.join(marks)}" if marks else ""
-        text.append(f"\n    {share:4.0%} {option}{mark}", "bold" if chosen else "")
+        text.append(f"\n    {spell_share(share):>4} {option}{mark}", "bold" if chosen else "")
     return text

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from topa.answer import METHODS, Method, Topa, frame_rows
+from topa.answer import METHODS, Method, Topa
 from topa.data.templates import TEMPLATE_VERSION
 from topa.errors import ConfigError, DataError, VideoError
 from topa.eval.metrics import accuracy_report
 from topa.eval.questions import VideoQuestion
-from topa.features.store import encode_tideos
+from topa.features.store import encode_tideos, frame_rows
 from topa.model.topa import TopaForConditionalGeneration
 from topa.runs import environment, write_json
 from topa.tideo.schema import Tideo
@@ -184,9 +184,7 @@ def _check(
         )
 
 
-def _read_video(
-    topa: Topa, path: Path, num_frames: int, blind: bool, use_memory: bool
-) -> Tensor:
+def _read_video(topa: Topa, path: Path, num_frames: int, blind: bool, use_memory: bool) -> Tensor:
     """Return the features [n, d] of a video; zeros where nobody will see them."""
     clip = topa.watch(path, num_frames=num_frames)
     if blind:

@@ -1,0 +1,1 @@
+"""Features: encoders of text and images, video decoding, feature files, and the memory."""

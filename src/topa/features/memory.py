@@ -13,9 +13,11 @@ from safetensors.torch import save_file
 from torch.nn import functional
 
 from topa.errors import DataError
-from topa.features.store import TideoFeatures, check_fingerprint
+from topa.features.encoder import Encoder
+from topa.features.store import TideoFeatures, check_fingerprint, encode_tideos
 from topa.runs import atomic_path, digest, read_json, write_json
 from topa.tideo.schema import Tideo
+from topa.tideo.textvid import load_tideos
 
 TEMPERATURE = 100.0
 _CHUNK = 1 << 16  # rows of memory at a time, divided among the threads
@@ -264,3 +266,13 @@ def _chunks(features: torch.Tensor, size: int) -> Iterator[tuple[int, torch.Tens
         raise ValueError(f"a chunk needs at least one row, got {size}")
     for start in range(0, len(features), size):
         yield start, features[start : start + size]
+
+
+def build_memory(sources: Sequence[str], encoder: Encoder) -> Memory:
+    """Return the memory of Tideos: the bundled sets by name, or JSONL files.
+
+    Raises:
+        DataError: A file is missing or is not one of Tideos.
+    """
+    tideos = [tideo for source in sources for tideo in load_tideos(source)]
+    return Memory.build(tideos, encode_tideos(tideos, encoder))

@@ -35,6 +35,11 @@ def sample_rows(n: int, num_frames: int) -> list[int]:
     return [j * n // num_frames for j in range(num_frames)]
 
 
+def frame_rows(features: torch.Tensor, num_frames: int) -> torch.Tensor:
+    """Return [min(n, T), d]: the rows of [n, d] frame features that fit T slots."""
+    return features[sample_rows(len(features), num_frames)]
+
+
 @dataclass(frozen=True)
 class TideoFeatures:
     """Text features of Tideos, all rows unit-norm float32.

@@ -1,0 +1,1 @@
+"""The model: a frozen LLM with projector, adapter or LoRA; checkpoints; scores of options."""

@@ -98,34 +98,50 @@ def add_adapter(llm: PreTrainedModel, length: int, layers: int | None, bias: flo
 
 
 def _attend(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, dropout: float
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float,
+    dropout: float,
+    softcap: float | None,
 ) -> Tensor:
     """Softmax attention with grouped heads: [B, H, Q, d] x [B, Hkv, K, d] -> [B, H, Q, d]."""
-    explicit = query.device.type == "cpu" and torch.is_grad_enabled() and dropout == 0.0
-    if not explicit or mask is None:
-        causal = mask is None and query.shape[2] > 1
+    # The CPU kernel's backward is several times slower than matrix products at these sizes.
+    slow = query.device.type == "cpu" and torch.is_grad_enabled() and dropout == 0.0
+    if softcap is None and (mask is None or not slow):
         return F.scaled_dot_product_attention(
             query,
             key,
             value,
             attn_mask=mask,
-            is_causal=causal,
+            is_causal=mask is None and query.shape[2] > 1,
             scale=scaling,
             dropout_p=dropout,
             enable_gqa=query.shape[1] != key.shape[1],
         )
-    # The CPU kernel's backward is several times slower than matrix products at these sizes.
+    if mask is None:
+        mask = _causal_mask(query.shape[2], key.shape[2], query.device)
     groups = query.shape[1] // key.shape[1]
     batch, heads, length, width = query.shape
     grouped = query.reshape(batch, heads // groups, groups * length, width)
     scores = (grouped @ key.transpose(-1, -2)) * scaling
+    if softcap is not None:
+        scores = (scores / softcap).tanh() * softcap
     scores = scores.view(batch, heads, length, key.shape[2])
     if mask.dtype == torch.bool:
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     else:
         scores = scores + mask
     weights = scores.softmax(-1).view(batch, heads // groups, groups * length, key.shape[2])
+    weights = F.dropout(weights, dropout)
     return (weights @ value).view(batch, heads, length, width)
+
+
+def _causal_mask(queries: int, keys: int, device: torch.device) -> Tensor:
+    """Return [1, 1, Q, K] True where a key may be seen: the last query sees every key."""
+    mask = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+    return mask[None, None]
 
 
 def _with_video_bias(
@@ -134,8 +150,7 @@ def _with_video_bias(
     """Return the additive mask [B, H, Q, K] that holds causality and the per-head video bias."""
     keys, queries = key.shape[2], query.shape[2]
     if mask is None:
-        mask = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril(keys - queries)
-        mask = mask[None, None]
+        mask = _causal_mask(queries, keys, query.device)
     slot_keys = F.pad(video.slot_keys, (0, keys - video.slot_keys.shape[1]))
     biased = (video.after[:, None, :, None] & slot_keys[:, None, None, :]).to(query.dtype)
     bias = biased * gate.to(query.dtype)[None, :, None, None]
@@ -152,6 +167,7 @@ def topa_attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
+    softcap: float | None = None,
     topa_video: VideoSpan | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
@@ -165,17 +181,27 @@ def topa_attention(
         attention_mask: [B, 1, Q, K], bool (True = visible) or additive; None = causal.
         scaling: Factor of the scores, d**-0.5 by default.
         dropout: Probability of dropping a weight.
+        softcap: Scores are bent to lie within this (Gemma 2).
         topa_video: Where the video lies; no bias without it.
 
     Returns:
         [B, Q, H, d] and None (weights are not kept).
+
+    Raises:
+        ConfigError: The LLM's attention has sinks, which would be lost.
     """
+    if kwargs.get("s_aux") is not None:
+        raise ConfigError(
+            "attention with sinks is not supported",
+            where=type(module).__name__,
+            mend="Use an LLM of the Llama, Qwen, Gemma or Mistral family.",
+        )
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     adapter: AdapterLayer | None = getattr(module, "topa_adapter", None)
     mask = attention_mask
     if adapter is not None and topa_video is not None:
         mask = _with_video_bias(mask, topa_video, adapter.video_bias, query, key)
-    out = _attend(query, key, value, mask, scaling, dropout)
+    out = _attend(query, key, value, mask, scaling, dropout, softcap)
     if adapter is not None:
         out = out + _attend_prompts(module, adapter, query, scaling)
     return out.transpose(1, 2).contiguous(), None

@@ -11,9 +11,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from topa.errors import CheckpointError, FingerprintError
+from topa.errors import CheckpointError, ConfigError, DataError, FingerprintError
 from topa.model.config import TopaConfig
-from topa.runs import atomic_path
+from topa.runs import atomic_path, read_json
 
 if TYPE_CHECKING:
     from topa.model.topa import TopaForConditionalGeneration
@@ -42,9 +42,7 @@ def save_trainables(
         folder: Made if it is not there.
         dtype: Type on disk; that of each tensor if None.
     """
-    tensors = {
-        name: _stored(tensor, dtype) for name, tensor in model.saved_tensors()
-    }
+    tensors = {name: _stored(tensor, dtype) for name, tensor in model.saved_tensors()}
     path = Path(folder) / WEIGHTS_NAME
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt", "kind": "topa-trainables"})
@@ -88,14 +86,20 @@ def read_config(checkpoint: str | Path) -> TopaConfig:
     """Return the configuration of a checkpoint folder, or of "embedded".
 
     Raises:
-        CheckpointError: There is no checkpoint.
+        CheckpointError: There is no checkpoint, or one of something else.
     """
     folder = checkpoint_folder(checkpoint)
-    if not (folder / "config.json").is_file():
-        raise CheckpointError(
-            "no config.json there", where=folder, mend='Give a checkpoint folder or "embedded".'
-        )
-    return TopaConfig.from_pretrained(folder)
+    path, mend = folder / "config.json", 'Give a checkpoint folder or "embedded".'
+    if not path.is_file():
+        raise CheckpointError("no config.json there", where=folder, mend=mend)
+    try:
+        fields = read_json(path)
+        kind = fields.get("model_type") if isinstance(fields, dict) else None
+        if kind != TopaConfig.model_type:
+            raise CheckpointError(f"model_type is {kind!r}, not 'topa'", where=path, mend=mend)
+        return TopaConfig.from_dict(fields)
+    except (ConfigError, DataError) as error:
+        raise CheckpointError(error.what, where=path, mend=error.mend) from None
 
 
 def checkpoint_folder(checkpoint: str | Path) -> Path:

@@ -26,6 +26,7 @@ from topa.model.checkpoint import (
 )
 from topa.model.config import TopaConfig
 from topa.model.language import Language, load_language
+from topa.model.packing import check_language, finish_logits, mask_layers, tree_mask
 from topa.model.words import WordDictionary
 
 
@@ -53,6 +54,8 @@ class TopaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         if language_model is None:
             language_model = AutoModelForCausalLM.from_config(config.text_config)
+        _check_untouched(language_model)
+        check_language(language_model.config)
         language_model.requires_grad_(False)
         language_model.set_attn_implementation(ATTENTION)
         width = language_model.config.hidden_size
@@ -91,13 +94,12 @@ class TopaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """Yield name and tensor of what a checkpoint holds: the trained ones, and the words."""
         yield from self.trainable_parameters()
         if self.words is not None:
-            for name, buffer in self.words.named_buffers(prefix="words"):
-                yield name, buffer
+            yield from self.words.named_buffers(prefix="words")
 
     def train(self, mode: bool = True) -> TopaForConditionalGeneration:
-        """Set the mode of the trainables; the frozen LLM never uses dropout of its own."""
+        """Set the mode; the frozen LLM never uses dropout of its own."""
         super().train(mode)
-        self.language_model.train(mode and self.config.variant == "lora")
+        self.language_model.eval()
         return self
 
     # Checkpoints ----------------------------------------------------------------------
@@ -175,6 +177,7 @@ class TopaForConditionalGeneration(PreTrainedModel, GenerationMixin):
             slots = self.config.slots_per_frame
             words = self.words.pursue(features.flatten(0, 1), slots).view(batch, frames, slots)
             embedding = self.get_input_embeddings().weight
+            assert isinstance(embedding, Tensor)
             projected = projected + self.words.embed(words, embedding).to(projected.dtype)
         return projected.flatten(1, 2)
 
@@ -266,40 +269,36 @@ class TopaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         mask = tree_mask(batch.segment_ids, batch.visible_segments, visible)
         slots = batch.slot_index.shape[1]
         decoder = self.language_model.get_decoder()
+        config = self.language_model.config
+        position_ids = mask.sum(-1) - 1
         hidden = decoder(
             inputs_embeds=self.embed(batch.input_ids, batch.slot_index, batch.features),
-            attention_mask=mask[:, None],
-            position_ids=mask.sum(-1) - 1,
+            attention_mask=mask_layers(mask, position_ids, config),
+            position_ids=position_ids,
             use_cache=False,
             topa_video=self._video_span(batch.slot_index, 0, slots),
         ).last_hidden_state
         picked = hidden[batch.target_rows, batch.target_sources]
-        logits = self.get_output_embeddings()(picked).float()
-        cap = getattr(self.language_model.config, "final_logit_softcapping", None)
-        if cap:
-            logits = torch.tanh(logits / cap) * cap
+        logits = finish_logits(self.get_output_embeddings()(picked).float(), config)
         return -F.cross_entropy(logits, batch.target_ids, reduction="none")
 
 
-def tree_mask(segment_ids: Tensor, visible_segments: Tensor, visible: Tensor) -> Tensor:
-    """Return who sees whom, [B, S, S] bool, for packed prompts.
+def _check_untouched(language_model: PreTrainedModel) -> None:
+    """Refuse an LLM that another model has changed: the two would share trainables.
 
-    A token sees earlier visible tokens of its own segment and of its ancestors, and itself.
-
-    Args:
-        segment_ids: [B, S], -1 in the padding.
-        visible_segments: [B, G, G] segment (dim 1) sees segment (dim 2).
-        visible: [B, S] True at tokens that carry something.
+    Raises:
+        ConfigError: It has an adapter or LoRA.
     """
-    length = segment_ids.shape[1]
-    index = segment_ids.clamp(min=0)
-    rows = visible_segments.gather(1, index[..., None].expand(-1, -1, visible_segments.shape[2]))
-    mask = rows.gather(2, index[:, None, :].expand(-1, length, -1))
-    real = segment_ids >= 0
-    mask &= (real & visible)[:, None, :] & real[:, :, None]
-    causal = torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
-    # Every position sees itself, so that no row of the softmax is empty.
-    return (mask & causal) | torch.eye(length, dtype=torch.bool, device=mask.device)
+    changed = any(
+        hasattr(module, "topa_adapter") or hasattr(module, "lora_A")
+        for module in language_model.modules()
+    )
+    if changed:
+        raise ConfigError(
+            "this LLM already carries the adapter or LoRA of another model",
+            where=type(language_model).__name__,
+            mend="Load the LLM again for each model.",
+        )
 
 
 def _add_lora(language_model: PreTrainedModel, config: TopaConfig) -> None:

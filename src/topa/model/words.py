@@ -14,31 +14,39 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from topa.errors import ConfigError
 from topa.tideo.schema import Tideo
 
 _WORD = re.compile(r"[a-z][a-z'-]+")
 _EMPTY_WORDS = frozenset(
-    "a an the of in on at to and or with by for from as is are was were be been being it its his"
-    " her their them he him she they this that these those into onto over under up down out off"
-    " one two three who what which while then than but not no very some all each other another"
-    " has have had having does do did beside behind between through across along around near"
-    " against before after above below inside outside toward towards next first last only just"
-    " so too also more most such there here where when how why if about again still back away"
-    " both".split()
+    (
+        "a an the of in on at to and or with by for from as is are was were be been being it its"
+        " his her their them he him she they this that these those into onto over under up down"
+        " out off one two three who what which while then than but not no very some all each"
+        " other another has have had having does do did beside behind between through across"
+        " along around near against before after above below inside outside toward towards next"
+        " first last only just so too also more most such there here where when how why if about"
+        " again still back away both"
+    ).split()
 )
 _PADDING = -1
+_MOST_TOKENS = 4
 
 
-def collect_words(tideos: Sequence[Tideo], least: int = 2) -> list[str]:
-    """Return the words that occur in at least `least` frames of the Tideos, commonest first."""
+def collect_words(
+    tideos: Sequence[Tideo], tokenizer: PreTrainedTokenizerBase, least: int = 2
+) -> list[str]:
+    """Return the words of at least `least` frames and at most 4 tokens, commonest first."""
     counts: Counter[str] = Counter()
     for tideo in tideos:
         for frame in tideo.frames:
             found = {word for text in frame.texts for word in _WORD.findall(text.lower())}
             counts.update(word for word in found if len(word) > 2 and word not in _EMPTY_WORDS)
-    return [word for word, count in counts.most_common() if count >= least]
+    common = [word for word, count in counts.most_common() if count >= least]
+    tokens = tokenizer([f" {word}" for word in common], add_special_tokens=False)["input_ids"]
+    return [word for word, ids in zip(common, tokens, strict=True) if len(ids) <= _MOST_TOKENS]
 
 
 class WordDictionary(nn.Module):
@@ -57,7 +65,7 @@ class WordDictionary(nn.Module):
     features: Tensor
     tokens: Tensor
 
-    def __init__(self, size: int, feature_dim: int, max_tokens: int = 4):
+    def __init__(self, size: int, feature_dim: int, max_tokens: int = _MOST_TOKENS):
         super().__init__()
         self.register_buffer("features", torch.zeros(size, feature_dim))
         self.register_buffer("tokens", torch.full((size, max_tokens), _PADDING, dtype=torch.int32))

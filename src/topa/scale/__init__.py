@@ -1,0 +1,1 @@
+"""The room of pipelines over many machines; nothing is in it yet."""

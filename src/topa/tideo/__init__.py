@@ -1,0 +1,1 @@
+"""Tideos: what they are, reading and checking them, and the bundled TextVid-mini."""

@@ -1,0 +1,1 @@
+"""Pre-alignment: losses, the trainer, and validation."""

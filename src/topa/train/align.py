@@ -24,12 +24,13 @@ from topa.model.checkpoint import load_trainables
 from topa.model.config import TopaConfig
 from topa.model.language import Language, load_language
 from topa.model.topa import TopaForConditionalGeneration
+from topa.model.words import collect_words
 from topa.runs import read_json, write_json
 from topa.tideo.schema import Tideo
 from topa.tideo.textvid import load_tideos
 from topa.train.loss import compute_losses
 from topa.train.run import RunLog, find_resume, open_run
-from topa.train.start import start_projector
+from topa.train.start import start_projector, start_words
 from topa.train.trainer import SampleCollator, TopaTrainer
 from topa.train.validation import Validation
 
@@ -115,8 +116,12 @@ def align(
     say(f"Encoding {len(tideos)} Tideos to train on and {len(kept)} to validate with.")
     features = encode_tideos(tideos, encoder)
     language = language or load_language(config.model.llm, choose_dtype(config.model.dtype))
-    model, builder = build_model(config, encoder, language)
-    if config.train.ridge_start:
+    words = collect_words(tideos, language.tokenizer) if config.model.dictionary else []
+    model, builder = build_model(config, encoder, language, len(words))
+    if words:
+        start_words(model, builder, words, encoder)
+        say(f"Frames are said in words of a dictionary of {len(words)}.")
+    elif config.train.ridge_start:
         explained = start_projector(model, builder, tideos, features)
         say(f"The projector starts from a ridge regression (R² {explained:.2f}).")
     validation = _validation(kept, encoder, builder, config.model.num_frames)
@@ -125,9 +130,9 @@ def align(
 
 
 def build_model(
-    config: AlignConfig, encoder: Encoder, language: Language
+    config: AlignConfig, encoder: Encoder, language: Language, dictionary_size: int = 0
 ) -> tuple[TopaForConditionalGeneration, PromptBuilder]:
-    """Return an untrained model around an LLM, and its prompt builder."""
+    """Return an untrained model around an LLM (its dictionary empty), and its prompt builder."""
     settings = config.model
     topa_config = TopaConfig(
         text_config=language.model.config,
@@ -140,6 +145,7 @@ def build_model(
         feature_dim=encoder.dim,
         num_frames=settings.num_frames,
         slots_per_frame=settings.slots_per_frame,
+        dictionary_size=dictionary_size,
         variant=settings.variant,
         adapter_length=settings.adapter_length,
         adapter_layers=settings.adapter_layers,

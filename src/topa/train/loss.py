@@ -57,14 +57,7 @@ def compute_losses(
         return Losses(nll, tokens, zero, zero.long(), zero.long(), zero.long())
     scores = sharpness * span_means(log_probs, batch.target_spans, len(batch.span_groups))
     owner = batch.span_groups.clamp(min=0)
-    best = scores.new_full((groups,), -torch.inf).scatter_reduce(
-        0, owner, torch.where(in_group, scores, -torch.inf).detach(), "amax"
-    )
-    # Less the best of its question, so that no exponential overflows or vanishes.
-    weights = torch.where(in_group, scores - best[owner], -torch.inf).exp()
-    normaliser = best + scores.new_zeros(groups).index_add_(0, owner, weights).log()
-    chosen = scores - normaliser[owner]  # log-softmax within each question
-
+    chosen, best = _log_softmax_within(scores, owner, in_group, groups)
     span_rows = torch.zeros_like(batch.span_groups)
     span_rows[batch.target_spans] = batch.target_rows
     group_blind = torch.zeros(groups, dtype=torch.bool, device=blind.device)
@@ -83,3 +76,23 @@ def compute_losses(
         right.sum(),
         (~group_blind).sum(),
     )
+
+
+def _log_softmax_within(
+    scores: Tensor, owner: Tensor, in_group: Tensor, groups: int
+) -> tuple[Tensor, Tensor]:
+    """Return the log-softmax of scores [M] within each question, and each one's best score [Q].
+
+    Args:
+        scores: [M] score of each span.
+        owner: [M] question of each span.
+        in_group: [M] False where a span belongs to none.
+        groups: Q.
+    """
+    best = scores.new_full((groups,), -torch.inf).scatter_reduce(
+        0, owner, torch.where(in_group, scores, -torch.inf).detach(), "amax"
+    )
+    # Less the best of its question, so that no exponential overflows and not all vanish.
+    weights = torch.where(in_group, scores - best[owner], -torch.inf).exp()
+    normaliser = best + scores.new_zeros(groups).index_add_(0, owner, weights).log()
+    return scores - normaliser[owner], best

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from topa.data.templates import PromptBuilder
+from topa.features.encoder import Encoder
 from topa.features.store import TideoFeatures
 from topa.model.topa import TopaForConditionalGeneration
 from topa.tideo.schema import Frame, Tideo
@@ -24,6 +25,19 @@ def slot_texts(frame: Frame, slots_per_frame: int) -> list[str]:
         for share in range(slots_per_frame - 1)
     ]
     return [frame.caption, *shares]
+
+
+@torch.no_grad()
+def start_words(
+    model: TopaForConditionalGeneration,
+    builder: PromptBuilder,
+    words: Sequence[str],
+    encoder: Encoder,
+) -> None:
+    """Fill the dictionary, and let the projector add nothing to the words at first."""
+    assert model.words is not None
+    model.words.fill(encoder.encode_text(words), [builder.tokenize(f" {word}") for word in words])
+    model.visual_proj.weight.zero_()
 
 
 @torch.no_grad()

@@ -76,6 +76,7 @@ class TopaTrainer(Trainer):
         self.projector_learning_rate = projector_learning_rate
         self.contrast_weight, self.sharpness = contrast_weight, sharpness
         self.topa, self.validation, self.best = model, validation, best
+        self.measured: tuple[int, dict[str, float]] | None = None
         super().__init__(
             model=model,
             args=args,
@@ -166,15 +167,20 @@ class TopaTrainer(Trainer):
         """Measure on the validation Tideos, log it, and keep the best trainables."""
         if self.validation is None:
             return {}
+        step = self.state.global_step
+        if self.measured is not None and self.measured[0] == step:
+            return self.measured[1]
         with self.accelerator.autocast():
             metrics = self.validation.measure(self.topa)
         # On disk, so that a resumed run knows the best of what went before.
         record = self.best / "metrics.json"
         if not record.is_file() or metrics["accuracy"] > read_json(record)["accuracy"]:
             self.topa.save_pretrained(self.best)
-            write_json(record, {"step": self.state.global_step, **metrics})
-        self.log({f"eval_{name}": value for name, value in metrics.items()})
-        return {f"eval_{name}": value for name, value in metrics.items()}
+            write_json(record, {"step": step, **metrics})
+        named = {f"eval_{name}": value for name, value in metrics.items()}
+        self.measured = (step, named)
+        self.log(dict(named))
+        return named
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         load_trainables(self.topa, resume_from_checkpoint)

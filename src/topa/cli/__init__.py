@@ -1,0 +1,119 @@
+"""The command line: `topa COMMAND`, each command in the module of its group.
+
+Exit codes: 0 done, 1 the job failed (in part or whole), 2 wrong use, 130 interrupted. A
+problem the user can mend is one line on stderr that starts with "error: ".
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from topa.cli.alignment import align
+from topa.cli.answers import ask, describe
+from topa.cli.evaluation import evaluate
+from topa.cli.features import build_memory, encode
+from topa.cli.machine import DemoCommand, demo, doctor
+from topa.cli.terminal import print_error, silence_libraries
+from topa.cli.textvid import check
+from topa.errors import TopaError
+
+__all__ = ["app", "main"]
+
+INTERRUPTED = 130
+
+
+class TopaGroup(TyperGroup):
+    """All commands, with one way of telling what went wrong."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Run a command and exit with its code; problems the user can mend take one line."""
+        try:
+            code = super().main(*args, **{**extra, "standalone_mode": False})
+        except TopaError as error:
+            print_error(str(error))
+            code = error.exit_code
+        except typer.TyperException as error:  # an unknown option, a missing argument, ...
+            context = getattr(error, "ctx", None)
+            advice = f". See `{context.command_path} --help`." if context is not None else ""
+            print_error(f"{error.format_message().rstrip('.')}{advice}")
+            code = error.exit_code
+        except OSError as error:  # a folder that cannot be written to, a full disk, ...
+            place = f"{error.filename}: " if error.filename else ""
+            print_error(f"{place}{error.strerror or error}")
+            code = 1
+        if code == INTERRUPTED:
+            print_error("interrupted")
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+app = typer.Typer(
+    name="topa",
+    cls=TopaGroup,
+    add_completion=False,
+    rich_markup_mode=None,  # brackets in a help text are brackets
+    pretty_exceptions_enable=False,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        # The package above this one is loaded already, and knows.
+        typer.echo(f"topa {sys.modules['topa'].__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _start(
+    context: typer.Context,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    """Teach a text-only LLM to understand video without a single training video.
+
+    \b
+    topa demo                                   see everything once
+    topa ask clip.mp4 "What is the cat doing?"  ask about a video
+    topa doctor                                 see what this machine lacks
+    """
+    silence_libraries()
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+for _command in (align, ask, describe, encode, evaluate, doctor):
+    app.command()(_command)
+app.command(cls=DemoCommand)(demo)
+
+_memory = typer.Typer(help="The text features that image features are projected into.")
+_memory.command("build")(build_memory)
+app.add_typer(_memory, name="memory")
+
+_textvid = typer.Typer(help="Files of Tideos (textual videos).")
+_textvid.command("check")(check)
+app.add_typer(_textvid, name="textvid")
+
+
+# A group of one command would be that command without these.
+@_memory.callback()
+def _start_memory() -> None:
+    """The text features that image features are projected into."""
+
+
+@_textvid.callback()
+def _start_textvid() -> None:
+    """Files of Tideos (textual videos)."""
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

@@ -1,0 +1,5 @@
+"""`python -m topa.cli` is `topa`."""
+
+from topa.cli import main
+
+main()

@@ -1,0 +1,93 @@
+"""What a packed prompt needs of an LLM: who sees whom, and the output of its head as it is."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import PretrainedConfig
+
+from topa.errors import ConfigError
+
+_LAYER_KINDS = {"full_attention", "sliding_attention"}
+
+
+def check_language(config: PretrainedConfig) -> None:
+    """Refuse an LLM whose packed prompts would not score as its plain ones.
+
+    Raises:
+        ConfigError: Layers that are not attention over all or the last tokens, or a scale of
+            the logits that is not known here.
+    """
+    kinds = set(getattr(config, "layer_types", None) or ()) - _LAYER_KINDS
+    if kinds:
+        raise ConfigError(
+            f"layers of kind {', '.join(sorted(kinds))} cannot read packed prompts",
+            where=config.model_type,
+            mend="Use an LLM of the Llama, Qwen, Gemma or Mistral family.",
+        )
+    _logit_factor(config)
+
+
+def _logit_factor(config: PretrainedConfig) -> float:
+    """Return what an LLM multiplies the output of its head with."""
+    kind = config.model_type
+    if kind.startswith("granite"):
+        return 1 / float(config.logits_scaling)
+    if kind.startswith("cohere"):
+        return float(config.logit_scale)
+    for name in ("logits_scaling", "logit_scale"):
+        if getattr(config, name, None) not in (None, 1):
+            raise ConfigError(
+                f"it is not known what {name} does in this LLM",
+                where=kind,
+                mend="Use an LLM of the Llama, Qwen, Gemma or Mistral family.",
+            )
+    return 1.0
+
+
+def finish_logits(logits: Tensor, config: PretrainedConfig) -> Tensor:
+    """Return logits as the LLM's own forward does: scaled (Granite, Cohere), bent (Gemma 2)."""
+    logits = logits * _logit_factor(config)
+    cap = getattr(config, "final_logit_softcapping", None)
+    return torch.tanh(logits / cap) * cap if cap else logits
+
+
+def tree_mask(segment_ids: Tensor, visible_segments: Tensor, visible: Tensor) -> Tensor:
+    """Return who sees whom, [B, S, S] bool, for packed prompts.
+
+    A token sees earlier visible tokens of its own segment and of its ancestors, and itself.
+
+    Args:
+        segment_ids: [B, S], -1 in the padding.
+        visible_segments: [B, G, G] segment (dim 1) sees segment (dim 2).
+        visible: [B, S] True at tokens that carry something.
+    """
+    length = segment_ids.shape[1]
+    index = segment_ids.clamp(min=0)
+    rows = visible_segments.gather(1, index[..., None].expand(-1, -1, visible_segments.shape[2]))
+    mask = rows.gather(2, index[:, None, :].expand(-1, length, -1))
+    real = segment_ids >= 0
+    mask &= (real & visible)[:, None, :] & real[:, :, None]
+    causal = torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
+    # Every position sees itself, so that no row of the softmax is empty.
+    return (mask & causal) | torch.eye(length, dtype=torch.bool, device=mask.device)
+
+
+def mask_layers(
+    mask: Tensor, position_ids: Tensor, config: PretrainedConfig
+) -> Tensor | dict[str, Tensor]:
+    """Return [B, 1, S, S] of all layers, or by kind of layer where some have a sliding window.
+
+    Args:
+        mask: [B, S, S] of `tree_mask`.
+        position_ids: [B, S] position of each token on its own path.
+        config: Of the LLM.
+    """
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None)
+    full = mask[:, None]
+    if window is None or (kinds and "sliding_attention" not in kinds):
+        return full
+    distance = position_ids[:, None, :, None] - position_ids[:, None, None, :]
+    near = full & (distance < window)
+    return {"full_attention": full, "sliding_attention": near} if kinds else near
