@@ -12,20 +12,24 @@ from PIL import Image
 from torch import Tensor
 
 from topa.data.collate import collate_for_generation
-from topa.data.templates import Prompt, PromptBuilder, clean_question, list_options
+from topa.data.templates import Prompt, PromptBuilder, list_options
 from topa.errors import ConfigError
 from topa.features.encoder import Encoder, load_encoder
 from topa.features.memory import Memory, build_memory
 from topa.features.video import Clip, read_clip
 from topa.model.checkpoint import check_fingerprint
 from topa.model.loading import load_model
-from topa.model.scoring import score_options
+from topa.model.methods import (
+    Choice,
+    combine,
+    score_likelihood,
+    score_selection,
+    score_similarity,
+)
 from topa.model.topa import TopaForConditionalGeneration
 
-Method = Literal["likelihood", "selection", "similarity"]
-METHODS: tuple[Method, ...] = ("likelihood", "selection", "similarity")
-Choice = tuple[str, Sequence[str]]
-"""A question and its options."""
+Method = Literal["likelihood", "selection", "similarity", "combined"]
+METHODS: tuple[Method, ...] = ("likelihood", "selection", "similarity", "combined")
 
 
 @dataclass(frozen=True)
@@ -251,16 +255,14 @@ class Topa:
     ) -> list[list[Tensor]]:
         """Score the options of questions about several videos.
 
-        likelihood: mean token log-likelihood of an option's text after the open prompt; if
-        the checkpoint says so, less the same without the video (pointwise mutual
-        information). selection: log-likelihood of its letter. similarity: no LLM, the
-        largest cosine of "question option" with any frame.
+        The methods are those of `topa.model.methods`; "combined" adds likelihood and
+        similarity (blind: the likelihood alone).
 
         Args:
             choices: For each video its questions with options.
             features: [n, d] for each video.
             method: One of METHODS; the checkpoint's own by default.
-            blind: Mask the video (likelihood and selection).
+            blind: Mask the video.
             batch_size: Videos per forward pass.
             progress: Called with the number of videos done.
 
@@ -271,73 +273,25 @@ class Topa:
             ConfigError: An unknown method, or wrong numbers of options.
         """
         method = self.model.config.scoring if method is None else method
-        for questions in choices:
-            for question, options in questions:
-                clean_question(question)  # refuse the same whatever the method
-                list_options(options)
-        if method == "similarity":
-            if blind:
-                raise ConfigError("similarity has no blind form", where="method")
-            return self._similarity(choices, features, progress)
-        if method == "likelihood":
-            prompts = [self.builder.likelihood(questions) for questions in choices]
-        elif method == "selection":
-            return self._selection(choices, features, blind, batch_size, progress)
-        else:
+        if method not in METHODS:
             raise ConfigError(f"unknown method {method!r}", mend=f"Use one of {METHODS}.")
-        scores = score_options(
+        if method == "similarity" and blind:
+            raise ConfigError("similarity has no blind form", where="method")
+        for questions in choices:
+            for _, options in questions:
+                list_options(options)  # refuses too few and too many, whatever the method
+        if method == "similarity":
+            return score_similarity(self.encoder, choices, features)
+        score = score_selection if method == "selection" else score_likelihood
+        scores = score(
             self.model,
-            prompts,
+            self.builder,
+            choices,
             features,
             blind=blind,
             batch_size=batch_size,
             progress=progress,
         )
-        if blind or not self.model.config.subtract_blind:
-            return scores
-        prior = score_options(self.model, prompts, features, blind=True, batch_size=batch_size)
-        return [
-            [seen - unseen for seen, unseen in zip(a, b, strict=True)]
-            for a, b in zip(scores, prior, strict=True)
-        ]
-
-    def _selection(
-        self,
-        choices: Sequence[Sequence[Choice]],
-        features: Sequence[Tensor],
-        blind: bool,
-        batch_size: int,
-        progress: Callable[[int], None] | None,
-    ) -> list[list[Tensor]]:
-        """Score letters: every question is a prompt of its own, since its text lists options."""
-        flat = [
-            (self.builder.choice(*question), shown)
-            for questions, shown in zip(choices, features, strict=True)
-            for question in questions
-        ]
-        scores = score_options(
-            self.model,
-            [prompt for prompt, _ in flat],
-            [shown for _, shown in flat],
-            blind=blind,
-            batch_size=batch_size,
-            progress=progress,
-        )
-        found = iter(scores)
-        return [[next(found)[0] for _ in questions] for questions in choices]
-
-    def _similarity(
-        self,
-        choices: Sequence[Sequence[Choice]],
-        features: Sequence[Tensor],
-        progress: Callable[[int], None] | None,
-    ) -> list[list[Tensor]]:
-        """Score by the encoder alone: the frame nearest to "question option" counts."""
-        scores = []
-        for questions, shown in zip(choices, features, strict=True):
-            texts = [f"{asked} {option}" for asked, options in questions for option in options]
-            cosines = (self.encoder.encode_text(texts) @ shown.T).amax(1)
-            scores.append(list(cosines.split([len(options) for _, options in questions])))
-            if progress is not None:
-                progress(len(scores))
+        if method == "combined" and not blind:
+            scores = combine(scores, score_similarity(self.encoder, choices, features))
         return scores

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from topa.errors import ConfigError
+from topa.model.checkpoint import load_trainables, save_trainables
 from topa.model.words import WordDictionary, collect_words
 from topa.tideo.schema import Tideo
 
@@ -66,3 +67,26 @@ def test_words_are_those_of_several_frames_without_empty_ones(
     for word in words:
         assert sum(word in text for text in texts) >= 2
         assert len(tokenizer(f" {word}", add_special_tokens=False)["input_ids"]) <= 4
+
+
+def test_words_are_saved_and_loaded_with_the_model(make_model, tmp_path) -> None:
+    settings = {"variant": "projector", "dictionary_size": 3, "slots_per_frame": 2}
+    saved, loaded = make_model(**settings), make_model(**settings)
+    features = F.normalize(torch.arange(18.0).view(3, 6) + torch.eye(3, 6), dim=1)
+    saved.words.fill(features, [[5], [6, 7], [8, 9, 10]])
+    save_trainables(saved, tmp_path)
+    load_trainables(loaded, tmp_path)
+    assert torch.equal(loaded.words.tokens, saved.words.tokens)
+    frames = F.normalize(torch.ones(1, 2, 6, dtype=torch.float64), dim=-1)
+    torch.testing.assert_close(loaded.project_frames(frames), saved.project_frames(frames))
+
+
+def test_an_untrained_slot_is_the_llm_s_own_embedding_of_a_word(make_model) -> None:
+    model = make_model(variant="projector", dictionary_size=2, slots_per_frame=1)
+    model.visual_proj.weight.data.zero_()
+    model.temporal_emb.weight.data.zero_()
+    model.words.fill(torch.eye(2, 6), [[5], [6, 7]])
+    slots = model.project_frames(torch.eye(2, 6, dtype=torch.float64)[None])
+    embedding = model.get_input_embeddings().weight
+    torch.testing.assert_close(slots[0, 0], embedding[5])
+    torch.testing.assert_close(slots[0, 1], embedding[6:8].mean(0))

@@ -120,10 +120,11 @@ def test_without_validation_nothing_is_measured(settings, run, tmp_path):
     assert not (tmp_path / "run" / "best").exists()
 
 
-def test_extra_tideos_are_trained_on(settings, run, tideos_path):
+def test_extra_tideos_are_trained_on_unless_they_validate(settings, run, tideos_path):
     said = []
     run(settings(f"data.extra=[{tideos_path}]", "train.max_steps=1"), say=said.append)
-    assert any("22 Tideos to train on and 2 to validate" in line for line in said)
+    # 10 of the 12, and all 12 again but for the 2 of validation.
+    assert any("20 Tideos to train on and 2 to validate" in line for line in said)
 
 
 def test_a_run_by_the_clock_takes_the_steps_that_fit(settings, run):

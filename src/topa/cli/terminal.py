@@ -18,7 +18,7 @@ out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
 # The names of topa.answer.METHODS, here without loading torch.
-MethodName = Literal["likelihood", "selection", "similarity"]
+MethodName = Literal["likelihood", "selection", "similarity", "combined"]
 
 CheckpointOption = Annotated[
     str,

@@ -21,15 +21,15 @@ from topa.tideo.schema import Tideo
 
 _WORD = re.compile(r"[a-z][a-z'-]+")
 _EMPTY_WORDS = frozenset(
-    (
-        "a an the of in on at to and or with by for from as is are was were be been being it its"
+    _WORD.findall(
+        "an the of in on at to and or with by for from as is are was were be been being it its"
         " his her their them he him she they this that these those into onto over under up down"
         " out off one two three who what which while then than but not no very some all each"
         " other another has have had having does do did beside behind between through across"
         " along around near against before after above below inside outside toward towards next"
         " first last only just so too also more most such there here where when how why if about"
         " again still back away both"
-    ).split()
+    )
 )
 _PADDING = -1
 _MOST_TOKENS = 4

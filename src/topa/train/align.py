@@ -112,7 +112,8 @@ def align(
         load_tideos(config.data.tideos), config.data.validation, config.train.seed
     )
     for source in config.data.extra:
-        tideos += load_tideos(source)
+        # A file may hold the same Tideos again: those of validation are never trained on.
+        tideos += [tideo for tideo in load_tideos(source) if tideo not in kept]
     say(f"Encoding {len(tideos)} Tideos to train on and {len(kept)} to validate with.")
     features = encode_tideos(tideos, encoder)
     language = language or load_language(config.model.llm, choose_dtype(config.model.dtype))
@@ -218,6 +219,7 @@ def _train(
     if resume is not None and resume[1].global_step >= steps:
         load_trainables(model, resume[0])  # only the end is missing
         trainer.state = resume[1]
+        log.go_on(steps)
     else:
         trainer.train(resume_from_checkpoint=str(resume[0]) if resume else None)
     metrics = trainer.evaluate()

@@ -75,11 +75,15 @@ class RunLog(TrainerCallback):
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
+        """Go on from the step that the Trainer starts with."""
+        self.go_on(state.global_step)
+
+    def go_on(self, step: int) -> None:
         """Take back the rows of steps that are done again, and count time from where it was."""
         lines = self.path.read_text(encoding="utf-8").split("\n") if self.path.is_file() else []
         # What follows the last line break was cut off while written.
         rows = [json.loads(line) for line in lines[:-1]]
-        kept = [row for row in rows if row["step"] <= state.global_step > 0]
+        kept = [row for row in rows if row["step"] <= step > 0]
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
         self.start = time.monotonic() - (kept[-1]["seconds"] if kept else 0.0)
 
