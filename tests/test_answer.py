@@ -109,6 +109,16 @@ def test_similarity_is_the_nearest_frame_s_cosine(topa, clip):
         assert float(score) == pytest.approx(max(float(text @ f) for f in shown), abs=1e-5)
 
 
+def test_combined_adds_likelihood_and_similarity_on_one_scale(topa, clip):
+    questions, shown = [[(QUESTION, OPTIONS)]], [topa.encode(clip)]
+    parts = [
+        topa.score(questions, shown, method=method)[0][0] for method in ("likelihood", "similarity")
+    ]
+    wanted = sum((part - part.mean()) / part.std(correction=0) for part in parts)
+    found = topa.score(questions, shown, method="combined")[0][0]
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
 def test_frames_are_explained_by_memory_captions(topa, clip):
     frames = topa.explain(clip, k=3)
     assert [frame.time for frame in frames] == clip.times

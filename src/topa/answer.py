@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from topa.data.collate import collate_for_generation
-from topa.data.templates import Prompt, PromptBuilder, list_options
+from topa.data.templates import Prompt, PromptBuilder, clean_question, list_options
 from topa.errors import ConfigError
 from topa.features.encoder import Encoder, load_encoder
 from topa.features.memory import Memory, build_memory
@@ -278,8 +278,9 @@ class Topa:
         if method == "similarity" and blind:
             raise ConfigError("similarity has no blind form", where="method")
         for questions in choices:
-            for _, options in questions:
-                list_options(options)  # refuses too few and too many, whatever the method
+            for question, options in questions:
+                clean_question(question)  # refuse the same whatever the method
+                list_options(options)
         if method == "similarity":
             return score_similarity(self.encoder, choices, features)
         score = score_selection if method == "selection" else score_likelihood

@@ -87,6 +87,13 @@ class TopaConfig(PretrainedConfig):
         self.subtract_blind = subtract_blind
         super().__init__(**kwargs)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields for JSON; where the LLM lay on this machine is no part of them."""
+        fields = super().to_dict()
+        if isinstance(fields.get("text_config"), dict):
+            fields["text_config"].pop("_name_or_path", None)
+        return fields
+
     @property
     def num_slots(self) -> int:
         """Video positions in a prompt."""
