@@ -262,7 +262,7 @@ def test_a_video_of_the_user(
 ) -> None:
     report = run_demo(video=video, out=tmp_path, checkpoint=checkpoint, console=console)
     assert json.loads((tmp_path / "report.json").read_text(encoding="utf-8")) == report
-    assert len(report["frames"]) == 10
+    assert len(report["frames"]) == 4  # all that the file has: fewer are kept as they are
     for frame in report["frames"]:
         assert (tmp_path / frame["image"]).is_file()
         assert len(frame["captions"]) == 3
