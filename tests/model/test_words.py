@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -22,6 +22,7 @@ def dictionary_of(features: Tensor, tokens: list[list[int]]) -> WordDictionary:
     return words
 
 
+@settings(deadline=None)  # the time says nothing about the words
 @given(seed=st.integers(0, 10_000), count=st.integers(1, 5))
 def test_pursuit_finds_the_words_a_feature_is_made_of(seed: int, count: int) -> None:
     # Orthonormal words: the sparse sum is unique, and the largest weight is found first.
