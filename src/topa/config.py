@@ -61,6 +61,8 @@ class ModelConfig(Section):
         lora_alpha: LoRA scale is lora_alpha / lora_rank.
         dtype: Of the frozen LLM while training; `auto` is bfloat16 where the machine has
             instructions for it, else float32.
+        start: Checkpoint (`embedded` or a folder) of the same shape whose trained weights
+            training starts from; None means from scratch.
     """
 
     llm: str = Field("embedded", min_length=1)
@@ -75,6 +77,7 @@ class ModelConfig(Section):
     lora_rank: PositiveInt = 16
     lora_alpha: PositiveInt = 32
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    start: str | None = Field(None, min_length=1)
 
 
 class DataConfig(Section):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from topa.errors import ConfigError
+from topa.errors import ConfigError, FingerprintError
 from topa.model.checkpoint import read_config
 from topa.model.topa import TopaForConditionalGeneration
 from topa.runs import read_json, read_jsonl
@@ -118,6 +118,22 @@ def test_without_validation_nothing_is_measured(settings, run, tmp_path):
     result = run(settings("data.validation=0", "train.max_steps=2"))
     assert result.metrics == {}
     assert not (tmp_path / "run" / "best").exists()
+
+
+def test_training_goes_on_from_the_weights_of_a_checkpoint(settings, run, tmp_path):
+    first = run(settings())
+    still = ("train.learning_rate=1e-30", "train.weight_decay=0", "train.ridge_start=true")
+    second = run(settings(f"model.start={first.checkpoint}", *still, out="second"))
+    before, after = trainables(first.checkpoint), trainables(second.checkpoint)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_start_from_another_encoder_is_refused(settings, run, tmp_path):
+    first = run(settings())
+    path = first.checkpoint / "config.json"
+    path.write_text(path.read_text().replace('"hash-8"', '"another"'))
+    with pytest.raises(FingerprintError, match="encoder"):
+        run(settings(f"model.start={first.checkpoint}", out="second"))
 
 
 def test_extra_tideos_are_trained_on_unless_they_validate(settings, run, tideos_path):

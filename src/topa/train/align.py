@@ -20,7 +20,12 @@ from topa.data.templates import TEMPLATE_VERSION, PromptBuilder
 from topa.errors import ConfigError
 from topa.features.encoder import Encoder, load_encoder
 from topa.features.store import TideoFeatures, encode_tideos
-from topa.model.checkpoint import load_trainables
+from topa.model.checkpoint import (
+    check_fingerprint,
+    checkpoint_folder,
+    load_trainables,
+    read_config,
+)
 from topa.model.config import TopaConfig
 from topa.model.language import Language, load_language
 from topa.model.topa import TopaForConditionalGeneration
@@ -122,7 +127,10 @@ def align(
     if words:
         start_words(model, builder, words, encoder)
         say(f"Frames are said in words of a dictionary of {len(words)}.")
-    elif config.train.ridge_start:
+    if config.model.start is not None:
+        _go_on_from(config.model.start, model)
+        say(f"Training goes on from the weights of {config.model.start}.")
+    elif config.train.ridge_start and not words:
         explained = start_projector(model, builder, tideos, features)
         say(f"The projector starts from a ridge regression (R² {explained:.2f}).")
     validation = _validation(kept, encoder, builder, config.model.num_frames)
@@ -159,6 +167,20 @@ def build_model(
     for _, parameter in model.trainable_parameters():
         parameter.data = parameter.data.float()
     return model, PromptBuilder(language.tokenizer, topa_config.num_slots)
+
+
+def _go_on_from(checkpoint: str, model: TopaForConditionalGeneration) -> None:
+    """Fill a model with the trained weights of a checkpoint.
+
+    Raises:
+        FingerprintError: It was trained on another LLM or encoder.
+        CheckpointError: It has other shapes.
+    """
+    folder, trained = checkpoint_folder(checkpoint), read_config(checkpoint)
+    here = model.config
+    check_fingerprint("LLM", trained.llm_fingerprint, here.llm_fingerprint, folder)
+    check_fingerprint("encoder", trained.encoder_fingerprint, here.encoder_fingerprint, folder)
+    load_trainables(model, folder)
 
 
 def _validation(
