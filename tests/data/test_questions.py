@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from topa.errors import DataError
-from topa.eval.questions import VideoQuestion, from_tideos, read_questions
+from topa.data.questions import VideoQuestion, from_tideos, read_questions
 from topa.tideo.schema import Tideo
 
 ROW: dict[str, Any] = {
