@@ -20,9 +20,12 @@ class VideoQuestion(BaseModel):
         video: File name of the video inside the folder of videos, or the id of a Tideo.
         question: The question.
         options: 2 to 26 answers; benchmarks have questions with two equal ones.
-        answer: Index of the right option.
+        answer: Index of the right option; None where only a test server knows it.
         captions: Reference descriptions of the video, if there are any.
         kind: What the question asks for, if known.
+        start: Where the part of the video that is asked about begins, in seconds.
+        end: Where it ends.
+        subtitles: What is said there, if it is to be read along.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)
@@ -31,14 +34,19 @@ class VideoQuestion(BaseModel):
     video: Text
     question: Text
     options: list[Text] = Field(min_length=2, max_length=MAX_OPTIONS)
-    answer: int = Field(ge=0, strict=True)
+    answer: int | None = Field(ge=0, strict=True)
     captions: list[Text] = []
     kind: Text | None = None
+    start: float | None = Field(None, ge=0, allow_inf_nan=False)
+    end: float | None = Field(None, ge=0, allow_inf_nan=False)
+    subtitles: Text | None = None
 
     @model_validator(mode="after")
     def _answer_is_an_option(self) -> VideoQuestion:
-        if self.answer >= len(self.options):
+        if self.answer is not None and self.answer >= len(self.options):
             raise ValueError(f"answer {self.answer} is not one of {len(self.options)} options")
+        if self.end is not None and self.end < (self.start or 0):
+            raise ValueError(f"end {self.end} s is before start {self.start or 0} s")
         return self
 
 
