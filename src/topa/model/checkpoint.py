@@ -97,7 +97,10 @@ def read_config(checkpoint: str | Path) -> TopaConfig:
         kind = fields.get("model_type") if isinstance(fields, dict) else None
         if kind != TopaConfig.model_type:
             raise CheckpointError(f"model_type is {kind!r}, not 'topa'", where=path, mend=mend)
-        return TopaConfig.from_dict(fields)
+        config = TopaConfig.from_dict(fields)
+        if config.llm.startswith("./"):  # the LLM lies within the checkpoint
+            config.llm = str(folder / config.llm)
+        return config
     except (ConfigError, DataError) as error:
         raise CheckpointError(error.what, where=path, mend=error.mend) from None
 

@@ -34,6 +34,10 @@ class TopaConfig(PretrainedConfig):
         lora_alpha: Scale of LoRA times its rank.
         scoring: Default scoring of options: "likelihood" or "selection".
         subtract_blind: Whether the blind likelihood is subtracted by default.
+        skipped_layers: Lower layers of the LLM that are left out (authors' checkpoints).
+        rope_theta: Base of the rotary positions, if not the LLM's own (authors' checkpoints).
+        keep_slot_positions: Whether slots of missing frames count as positions, as in the
+            authors' code, instead of the text moving up.
     """
 
     model_type = "topa"
@@ -60,6 +64,9 @@ class TopaConfig(PretrainedConfig):
         lora_alpha: int = 32,
         scoring: str = "likelihood",
         subtract_blind: bool = True,
+        skipped_layers: int = 0,
+        rope_theta: float | None = None,
+        keep_slot_positions: bool = False,
         **kwargs: Any,
     ):
         if isinstance(text_config, dict):
@@ -85,6 +92,9 @@ class TopaConfig(PretrainedConfig):
         self.lora_alpha = lora_alpha
         self.scoring = scoring
         self.subtract_blind = subtract_blind
+        self.skipped_layers = skipped_layers
+        self.rope_theta = rope_theta
+        self.keep_slot_positions = keep_slot_positions
         super().__init__(**kwargs)
 
     def to_dict(self) -> dict[str, Any]:

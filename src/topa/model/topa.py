@@ -26,6 +26,7 @@ from topa.model.checkpoint import (
 )
 from topa.model.config import TopaConfig
 from topa.model.language import Language, load_language
+from topa.model.official.quirks import count_slots, fit_language
 from topa.model.packing import check_language, finish_logits, mask_layers, tree_mask
 from topa.model.words import WordDictionary
 
@@ -55,6 +56,7 @@ class TopaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if language_model is None:
             language_model = AutoModelForCausalLM.from_config(config.text_config)
         _check_untouched(language_model)
+        fit_language(language_model, config.skipped_layers, config.rope_theta)
         check_language(language_model.config)
         language_model.requires_grad_(False)
         language_model.set_attn_implementation(ATTENTION)
@@ -245,8 +247,11 @@ class TopaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if slot_index is not None and past < slot_index.shape[1]:
             here = slot_index[:, past : past + input_ids.shape[1]]
         if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
-            counted = attention_mask.long().cumsum(-1) - 1
-            position_ids = counted.clamp(min=0)[:, past : past + input_ids.shape[1]]
+            counted = attention_mask
+            if self.config.keep_slot_positions:
+                counted = count_slots(counted, slot_index)
+            position_ids = (counted.long().cumsum(-1) - 1).clamp(min=0)
+            position_ids = position_ids[:, past : past + input_ids.shape[1]]
         return self.language_model(
             inputs_embeds=self.embed(input_ids, here, features),
             attention_mask=attention_mask,
@@ -259,6 +264,16 @@ class TopaForConditionalGeneration(PreTrainedModel, GenerationMixin):
             **kwargs,
         )
 
+    def _prepare_position_ids_for_generation(
+        self, inputs_tensor: Tensor, model_kwargs: dict[str, Any]
+    ) -> Tensor:
+        """Return the positions that `generate()` starts from."""
+        mask = model_kwargs.get("attention_mask")
+        if self.config.keep_slot_positions and mask is not None:
+            counted = count_slots(mask, model_kwargs.get("slot_index"))
+            model_kwargs = {**model_kwargs, "attention_mask": counted}
+        return super()._prepare_position_ids_for_generation(inputs_tensor, model_kwargs)
+
     def target_log_probs(self, batch: Batch) -> Tensor:
         """Return log P(token | its prefix) of every target token of a batch of prompts, [N].
 
@@ -270,7 +285,11 @@ class TopaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         slots = batch.slot_index.shape[1]
         decoder = self.language_model.get_decoder()
         config = self.language_model.config
-        position_ids = mask.sum(-1) - 1
+        seen = mask
+        if self.config.keep_slot_positions:
+            everything = torch.ones_like(visible)
+            seen = tree_mask(batch.segment_ids, batch.visible_segments, everything)
+        position_ids = seen.sum(-1) - 1
         hidden = decoder(
             inputs_embeds=self.embed(batch.input_ids, batch.slot_index, batch.features),
             attention_mask=mask_layers(mask, position_ids, config),

@@ -1,0 +1,1 @@
+"""The authors' checkpoints: reading, converting, checking and writing them (docs/official.md)."""
