@@ -17,6 +17,8 @@ from topa.cli.answers import ask, describe
 from topa.cli.evaluation import evaluate
 from topa.cli.features import build_memory, encode
 from topa.cli.machine import DemoCommand, demo, doctor
+from topa.cli.official import check as check_official
+from topa.cli.official import export, import_
 from topa.cli.terminal import print_error, silence_libraries
 from topa.cli.textvid import check
 from topa.errors import TopaError
@@ -101,6 +103,13 @@ app.add_typer(_memory, name="memory")
 _textvid = typer.Typer(help="Files of Tideos (textual videos).")
 _textvid.command("check")(check)
 app.add_typer(_textvid, name="textvid")
+
+
+_official = typer.Typer(help="The authors' checkpoints: take in, check against, write.")
+_official.command("import")(import_)
+_official.command("check")(check_official)
+_official.command("export")(export)
+app.add_typer(_official, name="official")
 
 
 # A group of one command would be that command without these.

@@ -1,0 +1,291 @@
+"""From the authors' files to a checkpoint of topa, and back."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedModel
+
+from topa.data.templates import TEMPLATE_VERSION
+from topa.errors import CheckpointError, ConfigError, DataError
+from topa.features.memory import Memory
+from topa.features.pickles import load_tensors
+from topa.model.checkpoint import WEIGHTS_NAME, read_config
+from topa.model.config import TopaConfig
+from topa.model.language import load_language
+from topa.model.official.meta import convert_language, is_meta_folder
+from topa.model.official.tokenizer import convert_tokenizer, find_tokenizer
+from topa.model.official.trainables import (
+    OfficialCheckpoint,
+    name_for_topa,
+    name_officially,
+    read_checkpoint,
+)
+from topa.model.topa import TopaForConditionalGeneration
+from topa.runs import atomic_path, read_json, sha256_of, write_json
+
+__all__ = [
+    "ENCODER",
+    "ROPE_THETA",
+    "Import",
+    "build_model",
+    "export_checkpoint",
+    "import_checkpoint",
+    "make_config",
+]
+
+ENCODER = "openai/clip-vit-large-patch14"
+ROPE_THETA = 10000.0
+MEMORY_ROWS = 1_000_000
+PROVENANCE = "official.json"
+_UNIT_TOLERANCE = 1e-3
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and how much there is."""
+
+
+@dataclass
+class Import:
+    """What was read, and what was made of it.
+
+    Attributes:
+        out: The checkpoint folder.
+        llm: Where the checkpoint finds its LLM.
+        config: Its configuration.
+        memory_rows: Rows of the memory; 0 without one.
+        notes: What the user should know.
+    """
+
+    out: Path
+    llm: str
+    config: TopaConfig
+    memory_rows: int = 0
+    notes: list[str] = field(default_factory=list)
+
+
+def import_checkpoint(
+    checkpoint: str | Path,
+    llm: str,
+    out: str | Path,
+    *,
+    memory: str | Path | None = None,
+    tokenizer: str | Path | None = None,
+    encoder: str = ENCODER,
+    adapter_length: int | None = None,
+    rope_theta: float = ROPE_THETA,
+    progress: Progress | None = None,
+) -> Import:
+    """Make a checkpoint folder of topa from one of the authors'.
+
+    Args:
+        checkpoint: checkpoint_N.pth of the authors' training.
+        llm: The LLM it was trained on: a folder in Meta's layout, which is converted into
+            the checkpoint folder, or a folder or hub id of Hugging Face, which is used as it is.
+        out: Folder to write.
+        memory: memory.pkl, [n, 768]; the first million rows are used, as in the authors' code.
+        tokenizer: tokenizer.model, where it is not beside the LLM of Meta's layout.
+        encoder: Encoder of the features, by hub id or folder.
+        adapter_length: Prompts per layer, if not every layer carries an adapter.
+        rope_theta: Base of the rotary positions of the training.
+        progress: Told how far it is.
+
+    Raises:
+        CheckpointError: Files are missing, or the checkpoint is of another LLM.
+        DataError: A file is damaged, or a pickle that asks for code.
+        ConfigError: `out` holds something else, or the LLM cannot be loaded.
+    """
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError("the folder is not empty", where=out, mend="Name a new folder.")
+    official = read_checkpoint(checkpoint, adapter_length)
+    rows = None if memory is None else _read_memory(memory, official)
+    source, folder = llm, llm
+    if is_meta_folder(llm):
+        vocabulary = tokenizer or find_tokenizer(llm)
+        source, folder = "./llm", str(out / "llm")
+        convert_tokenizer(vocabulary, folder)
+        convert_language(llm, folder, progress and (lambda *n: progress("layers", *n)))
+    elif tokenizer is not None:
+        raise ConfigError("--tokenizer is for LLMs in Meta's layout", where=llm)
+    language = load_language(folder, torch.bfloat16)
+    config = make_config(official, language.model.config, rope_theta)
+    config.llm, config.llm_fingerprint, config.encoder = source, language.fingerprint, encoder
+    done = Import(out, folder, config)
+    build_model(official, language.model, config).save_pretrained(out)
+    if rows is not None:
+        done.memory_rows = _write_memory(rows, out / "memory", done.notes)
+    else:
+        done.notes.append("no memory: image features will go in as they are (give --memory)")
+    if official.adapted_layers < official.num_layers:
+        done.notes.append(
+            f"the lower {official.skipped_layers} of {official.num_layers} layers are left out, "
+            "as in the authors' code"
+        )
+    write_json(out / PROVENANCE, _provenance(official, done, memory, llm))
+    return done
+
+
+def make_config(
+    official: OfficialCheckpoint, llm: PretrainedConfig, rope_theta: float
+) -> TopaConfig:
+    """Return the configuration of a model with these trained tensors.
+
+    Raises:
+        CheckpointError: They belong to another LLM.
+    """
+    found = (llm.hidden_size, llm.num_hidden_layers, llm.num_attention_heads)
+    needed = (official.hidden_size, official.num_layers, official.num_heads)
+    for what, here, wanted in zip(("width", "layers", "heads"), found, needed, strict=True):
+        if here != wanted:
+            raise CheckpointError(
+                f"trained on an LLM of {wanted} {what}, this one has {here}",
+                where=official.path,
+                mend="Give the LLM of the training with --llm.",
+            )
+    rope = getattr(llm, "rope_parameters", None) or {}
+    is_own = rope.get("rope_type", "default") == "default" and rope.get("rope_theta") == rope_theta
+    return TopaConfig(
+        text_config=copy.deepcopy(llm),
+        template_version=TEMPLATE_VERSION,
+        feature_dim=official.tensors["visual_proj.weight"].shape[1],
+        num_frames=len(official.tensors["temporal_emb.weight"]),
+        adapter_length=official.adapter_length,
+        bias=3.5 if official.bias is None else official.bias,
+        scoring="selection",
+        subtract_blind=False,
+        skipped_layers=official.skipped_layers,
+        rope_theta=None if is_own else rope_theta,
+        keep_slot_positions=True,
+    )
+
+
+def build_model(
+    official: OfficialCheckpoint, llm: PreTrainedModel, config: TopaConfig
+) -> TopaForConditionalGeneration:
+    """Return a model on an LLM with the authors' trained tensors in it.
+
+    Raises:
+        CheckpointError: A tensor has another shape than the model needs.
+    """
+    model = TopaForConditionalGeneration(config, llm)
+    named = name_for_topa(official)
+    wanted = dict(model.saved_tensors())
+    if odd := sorted(set(named) ^ set(wanted)):
+        raise CheckpointError(f"the LLM has no place for {odd[0]}", where=official.path)
+    with torch.no_grad():
+        for name, tensor in wanted.items():
+            if tensor.shape != named[name].shape:
+                raise CheckpointError(
+                    f"{name} is {tuple(named[name].shape)}, needed is {tuple(tensor.shape)}",
+                    where=official.path,
+                    mend="Give the LLM of the training with --llm.",
+                )
+            tensor.copy_(named[name])
+    return model
+
+
+def export_checkpoint(checkpoint: str | Path, out: str | Path) -> dict[str, Tensor]:
+    """Write the trained tensors of a checkpoint folder as the authors' code loads them.
+
+    Args:
+        checkpoint: Folder of a model of variant "adapter" on a Llama model.
+        out: checkpoint_N.pth to write.
+
+    Returns:
+        The tensors, by the authors' names.
+
+    Raises:
+        ConfigError: The model has parts that the authors' code does not know.
+        CheckpointError: There is no checkpoint.
+    """
+    folder = Path(checkpoint)
+    config = read_config(folder)
+    unlike = {
+        "variant": config.variant != "adapter",
+        "slots_per_frame": config.slots_per_frame != 1,
+        "dictionary_size": config.dictionary_size != 0,
+    }
+    if wrong := [name for name, differs in unlike.items() if differs]:
+        raise ConfigError(
+            f"{wrong[0]} is {getattr(config, wrong[0])!r}, which the authors' code does not know",
+            where=folder,
+            mend='Only models of variant "adapter" with one slot a frame can be exported.',
+        )
+    weights = folder / WEIGHTS_NAME
+    if not weights.is_file():
+        raise CheckpointError("file not found", where=weights, mend="Give a checkpoint folder.")
+    tensors = name_officially(load_file(weights), config.skipped_layers, config.bias)
+    layers = sum(name.endswith(".gate1") for name in tensors)
+    if config.text_config is not None and layers != config.text_config.num_hidden_layers:
+        raise ConfigError(
+            f"{layers} of the LLM's {config.text_config.num_hidden_layers} layers are known here",
+            where=folder,
+            mend="The authors' code would leave out the others; export cannot say otherwise.",
+        )
+    origin = folder / PROVENANCE
+    epoch = read_json(origin).get("epoch") if origin.is_file() else None
+    with atomic_path(out) as temporary:
+        torch.save({"model": tensors, "epoch": epoch or 0}, temporary)
+    return tensors
+
+
+def _read_memory(path: str | Path, official: OfficialCheckpoint) -> Tensor:
+    """Return memory.pkl as float32 [n, d], n at most a million.
+
+    Raises:
+        DataError: It is damaged, hostile, or of another width than the projector.
+    """
+    rows = load_tensors(path)
+    width = official.tensors["visual_proj.weight"].shape[1]
+    if not isinstance(rows, Tensor) or rows.ndim != 2 or rows.shape[1] != width:
+        shape = tuple(rows.shape) if isinstance(rows, Tensor) else f"{len(rows)} named tensors"
+        raise DataError(
+            f"a memory of width {width} is needed, got {shape}",
+            where=path,
+            mend="Give the memory.pkl of the encoder that the checkpoint was trained with.",
+        )
+    return rows[:MEMORY_ROWS].float()
+
+
+def _write_memory(rows: Tensor, folder: Path, notes: list[str]) -> int:
+    """Write rows as a memory of topa and return how many; rows without direction are left out."""
+    norms = rows.norm(dim=-1)
+    usable = norms.isfinite() & (norms > 0)
+    places = usable.nonzero().flatten().tolist()
+    rows, norms = rows[usable], norms[usable]
+    if dropped := len(usable) - len(rows):
+        notes.append(f"{dropped} rows of the memory are zero or not finite, and left out")
+    if bool(((norms - 1).abs() > _UNIT_TOLERANCE).any()):
+        rows = rows / norms[:, None]
+        notes.append("the rows of the memory were not of unit length, and are now")
+    # The authors' file has no captions; what is shown of a row is where it came from.
+    Memory(rows, [f"memory.pkl, row {place}" for place in places], "").save(folder)
+    return len(rows)
+
+
+def _provenance(
+    official: OfficialCheckpoint, done: Import, memory: str | Path | None, llm: str
+) -> dict[str, object]:
+    """Return what a reader needs to know where the checkpoint comes from."""
+    files = {"checkpoint": official.path}
+    if memory is not None:
+        files["memory"] = Path(memory)
+    return {
+        "sources": {
+            what: {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
+            for what, path in files.items()
+        },
+        "llm": {"given": Path(llm).name if Path(llm).is_dir() else llm, "used": done.config.llm},
+        "epoch": official.epoch,
+        "adapter_length": official.adapter_length,
+        "adapted_layers": official.adapted_layers,
+        "skipped_layers": official.skipped_layers,
+        "memory_rows": done.memory_rows,
+        "notes": done.notes,
+    }
