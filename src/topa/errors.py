@@ -60,3 +60,31 @@ class CheckpointError(TopaError):
 
 class FingerprintError(TopaError):
     """Features, memory or checkpoint made with another encoder or LLM."""
+
+
+class RequestError(TopaError):
+    """A request to the server that cannot be answered as it is.
+
+    Attributes:
+        status: The HTTP status that tells so.
+    """
+
+    status = 400
+
+
+class ForbiddenError(RequestError):
+    """A request for something that the server's settings do not allow."""
+
+    status = 403
+
+
+class TooLargeError(RequestError):
+    """A request, or what it names, beyond a limit of the server."""
+
+    status = 413
+
+
+class TimeLimitError(RequestError):
+    """A request that took longer than the server gives it."""
+
+    status = 504

@@ -19,6 +19,7 @@ from topa.cli.features import build_memory, encode
 from topa.cli.machine import DemoCommand, demo, doctor
 from topa.cli.official import check as check_official
 from topa.cli.official import export, import_
+from topa.cli.serving import serve, ui
 from topa.cli.terminal import print_error, silence_libraries
 from topa.cli.textvid import check
 from topa.errors import TopaError
@@ -92,7 +93,7 @@ def _start(
         typer.echo(context.get_help())
 
 
-for _command in (align, ask, describe, encode, evaluate, doctor):
+for _command in (align, ask, describe, encode, evaluate, doctor, serve, ui):
     app.command()(_command)
 app.command(cls=DemoCommand)(demo)
 

@@ -1,0 +1,143 @@
+"""topa serve and topa ui: the model for other programs, and on a page."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from topa.cli.terminal import CheckpointOption, say
+
+if TYPE_CHECKING:
+    from topa.serve.settings import ServeConfig
+
+SettingsArgument = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Settings that override the file's."),
+]
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE.yaml", help="Settings; the defaults without it."),
+]
+HostOption = Annotated[str, typer.Option("--host", help="Address to listen at.")]
+
+
+def serve(
+    settings: SettingsArgument = None,
+    config: ConfigOption = None,
+    host: HostOption = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port.")] = 8000,
+    name: Annotated[
+        str | None,
+        typer.Option("--name", help="What clients call it.  [default: the checkpoint's name]"),
+    ] = None,
+    domains: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allow-domain", metavar="HOST", help="Fetch videos from this host; repeat it."
+        ),
+    ] = None,
+    paths: Annotated[
+        list[Path] | None,
+        typer.Option("--allow-path", metavar="DIR", help="Read videos of this folder; repeat it."),
+    ] = None,
+    checkpoint: CheckpointOption = "embedded",
+) -> None:
+    """Answer over HTTP, as OpenAI's interface does.
+
+    Keys of which clients need one are read from TOPA_API_KEYS, parted by commas.
+
+    \b
+    topa serve --port 8000 max_requests=32
+    curl localhost:8000/v1/models
+    """
+    resolved = _settle(settings, config, domains, paths)
+    with _extra("serve"):
+        from topa.serve.run import run_server
+    from topa.serve.settings import KEYS_VARIABLE, ApiKeys
+
+    keys = ApiKeys.from_environment()
+    if not keys and host not in ("127.0.0.1", "localhost", "::1"):
+        say(f"Anyone who reaches {host}:{port} can use this server. Set {KEYS_VARIABLE}.")
+    from topa.answer import Topa
+
+    topa = Topa.from_pretrained(checkpoint)
+    called = name or Path(checkpoint).name or checkpoint
+    say(f"Serving {called!r} at http://{host}:{port}/v1 (Ctrl-C to stop).")
+    run_server(topa, resolved, keys, name=called, host=host, port=port)
+
+
+def ui(
+    settings: SettingsArgument = None,
+    config: ConfigOption = None,
+    host: HostOption = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port.")] = 7860,
+    checkpoints: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--checkpoint",
+            metavar="embedded|DIR",
+            help="A model to choose from; repeat it.  [default: embedded]",
+        ),
+    ] = None,
+    browser: Annotated[
+        bool, typer.Option("--browser/--no-browser", help="Open the page in a browser.")
+    ] = True,
+) -> None:
+    """Open a page to ask about videos.
+
+    \b
+    topa ui
+    topa ui --checkpoint embedded --checkpoint runs/mine/final
+    """
+    resolved = _settle(settings, config, None, None)
+    with _extra("ui"):
+        from topa.serve.page import run_page
+
+    run_page(
+        checkpoints or ["embedded"], resolved, host=host, port=port, browser=browser, say=say
+    )
+
+
+def _settle(
+    settings: list[str] | None,
+    config: Path | None,
+    domains: list[str] | None,
+    paths: list[Path] | None,
+) -> ServeConfig:
+    """Return the settings of the file, the options and the overrides, the last first."""
+    import json
+
+    from topa.config import load_config
+    from topa.serve.settings import ServeConfig
+
+    overrides = []
+    if domains:
+        overrides.append(f"allow_domains={json.dumps(domains)}")
+    if paths:
+        overrides.append(f"allow_paths={json.dumps([str(path) for path in paths])}")
+    return load_config(ServeConfig, config, [*overrides, *(settings or [])])
+
+
+@contextlib.contextmanager
+def _extra(name: str) -> Iterator[None]:
+    """Say which extra is missing where an import in the block fails.
+
+    Raises:
+        ConfigError: A package of the extra is not installed.
+    """
+    from topa.errors import ConfigError
+
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name and error.name.partition(".")[0] == "topa":
+            raise
+        raise ConfigError(
+            f"the package {error.name} is not installed",
+            where=f"topa {'ui' if name == 'ui' else 'serve'}",
+            mend=f"Run: pip install -e '.[{name}]'",
+        ) from None

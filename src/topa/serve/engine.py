@@ -1,0 +1,272 @@
+"""One thread that computes, fed with the waiting work of all requests together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from topa.answer import Method, Topa
+from topa.data.templates import Prompt
+from topa.errors import RequestError
+from topa.model.methods import Choice
+from topa.serve.generation import Generation, Request
+from topa.serve.metrics import Metrics
+from topa.serve.writing import Piece, Sampling, Writer
+
+_PACKED_TOKENS = 1024  # questions about one video share a prompt up to this length
+_BATCH_TOKENS = 8192
+T = TypeVar("T")
+
+
+@dataclass
+class _Scoring:
+    key: Hashable
+    features: Tensor
+    choices: Sequence[Choice]
+    method: Method
+    blind: bool
+    result: asyncio.Future[list[list[float]]]
+
+
+@dataclass
+class _Writing:
+    request: Request
+    outbox: asyncio.Queue[tuple[int, Piece] | BaseException] = field(default_factory=asyncio.Queue)
+    cancelled: bool = False
+
+
+class Engine:
+    """Scores options and writes answers for many requests at once.
+
+    Requests that wait are taken together: options of all videos in one batch, questions about
+    one video in one prompt, and every answer that is being written advances by a token a turn.
+
+    Args:
+        topa: The model with encoder and memory.
+        metrics: Told the size of batches.
+        batch_rows: Answers written, or prompts scored, at once.
+        prefixes: Videos whose part of the LLM's cache is kept.
+    """
+
+    def __init__(self, topa: Topa, metrics: Metrics, batch_rows: int = 16, prefixes: int = 32):
+        self._topa, self._metrics = topa, metrics
+        self._rows, self._prefixes = batch_rows, prefixes
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="llm")
+        self._scoring: list[_Scoring] = []
+        self._waiting: list[_Writing] = []
+        self._active: dict[int, tuple[_Writing, int]] = {}
+        self._generation = Generation(topa.model, prefixes)
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._closing = False
+
+    # Work ------------------------------------------------------------------------------
+
+    async def score(
+        self,
+        key: Hashable,
+        features: Tensor,
+        choices: Sequence[Choice],
+        method: Method,
+        blind: bool = False,
+    ) -> list[list[float]]:
+        """Return the probability of every option of every question about one video.
+
+        Args:
+            key: Names the features: questions of equal key are scored together.
+            features: [n, d] of the video.
+            choices: Questions with options.
+            method: One of `topa.answer.METHODS`.
+            blind: Mask the video.
+        """
+        result = asyncio.get_running_loop().create_future()
+        self._scoring.append(_Scoring(key, features, choices, method, blind, result))
+        self._start()
+        return await result
+
+    async def write(
+        self, key: Hashable, features: Tensor, prompt: Prompt, samplings: Sequence[Sampling]
+    ) -> AsyncIterator[tuple[int, Piece]]:
+        """Yield (number of the answer, what was added to it) until all have ended.
+
+        Args:
+            key: Names the features.
+            features: [n, d] of the video; none of them to mask it.
+            prompt: The prompt.
+            samplings: How to write each answer.
+        """
+        ids = [token for segment in prompt.segments for token in segment.ids]
+        builder = self._topa.builder
+        writers = [Writer(builder.tokenizer, builder.eos_id, ids, each) for each in samplings]
+        job = _Writing(Request(prompt, features, key, writers))
+        self._waiting.append(job)
+        self._start()
+        left = len(writers)
+        try:
+            while left:
+                item = await job.outbox.get()
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+                left -= item[1].finish is not None
+        finally:
+            job.cancelled = True
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """Return what a function returns that computes, in the thread that computes."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    async def close(self) -> None:
+        """Finish what was begun, and end the thread."""
+        self._closing = True
+        self._wake.set()
+        if self._task is not None:
+            await self._task
+        self._thread.shutdown()
+
+    # Turns -----------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        if self._closing:
+            raise RequestError("the server is shutting down")
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._work())
+        self._wake.set()
+
+    async def _work(self) -> None:
+        while True:
+            if self._scoring:
+                await self._score_some()
+            if self._waiting or self._active:
+                await self._write_some()
+            elif not self._scoring:
+                if self._closing:
+                    return
+                self._wake.clear()
+                await self._wake.wait()
+
+    async def _compute(self, work: Callable[[], T]) -> tuple[T | None, BaseException | None]:
+        """Return the result of a function in the thread, or what it raised."""
+        future = asyncio.get_running_loop().run_in_executor(self._thread, work)
+        await asyncio.wait([future])
+        error = future.exception()
+        return (None, error) if error is not None else (future.result(), None)
+
+    async def _score_some(self) -> None:
+        first = self._scoring[0]
+        alike = [j for j in self._scoring if (j.method, j.blind) == (first.method, first.blind)]
+        jobs = alike[: self._rows]
+        taken = set(map(id, jobs))
+        self._scoring = [job for job in self._scoring if id(job) not in taken]
+        jobs = [job for job in jobs if not job.result.done()]  # the others were given up
+        if not jobs:
+            return
+        results, error = await self._compute(lambda: self._score(jobs))
+        for index, job in enumerate(jobs):
+            if job.result.done():
+                continue
+            if error is not None:
+                job.result.set_exception(error)
+            elif results is not None:
+                job.result.set_result(results[index])
+
+    def _score(self, jobs: Sequence[_Scoring]) -> list[list[list[float]]]:
+        """Return probabilities for each job, each question, each option."""
+        packs: list[tuple[Tensor, list[Choice]]] = []
+        places: OrderedDict[int, list[tuple[int, int]]] = OrderedDict()
+        open_pack: dict[Hashable, tuple[int, int]] = {}
+        for number, job in enumerate(jobs):
+            places[number] = []
+            for choice in job.choices:
+                size = len(self._topa.builder.likelihood([choice]))
+                pack, length = open_pack.get(job.key, (-1, _PACKED_TOKENS))
+                if length + size > _PACKED_TOKENS:
+                    pack, length = len(packs), 0
+                    packs.append((job.features, []))
+                places[number].append((pack, len(packs[pack][1])))
+                packs[pack][1].append(choice)
+                open_pack[job.key] = pack, length + size
+        longest = max(len(self._topa.builder.likelihood(choices)) for _, choices in packs)
+        self._metrics.rows.labels("score").observe(len(packs))
+        scores = self._topa.score(
+            [choices for _, choices in packs],
+            [features for features, _ in packs],
+            method=jobs[0].method,
+            blind=jobs[0].blind,
+            batch_size=max(1, min(self._rows, _BATCH_TOKENS // longest)),
+        )
+        return [
+            [scores[pack][place].softmax(-1).tolist() for pack, place in places[number]]
+            for number in range(len(jobs))
+        ]
+
+    async def _write_some(self) -> None:
+        """Let waiting prompts join while there is room, and write a token of every answer."""
+        gone = [
+            writer
+            for job, _ in self._active.values()
+            if job.cancelled
+            for writer in job.request.writers
+        ]
+        joining: list[_Writing] = []
+        room = self._rows - len(self._active) + len(gone)
+        self._waiting = [job for job in self._waiting if not job.cancelled]
+        while self._waiting and len(self._waiting[0].request.writers) <= room:
+            job = self._waiting.pop(0)
+            room -= len(job.request.writers)
+            joining.append(job)
+        for writer in gone:
+            self._active.pop(id(writer), None)
+        for job in joining:
+            for number, writer in enumerate(job.request.writers):
+                self._active[id(writer)] = job, number
+        written, error = await self._compute(lambda: self._advance(gone, joining))
+        if error is not None:
+            for job in {id(job): job for job, _ in self._active.values()}.values():
+                job.outbox.put_nowait(error)
+            self._active.clear()
+            self._generation = Generation(self._topa.model, self._prefixes)
+            return
+        for writer, piece in written or []:
+            entry = self._active.get(id(writer))
+            if entry is None:
+                continue
+            job, number = entry
+            job.outbox.put_nowait((number, piece))
+            if piece.finish is not None:
+                del self._active[id(writer)]
+
+    def _advance(
+        self, gone: Sequence[Writer], joining: Sequence[_Writing]
+    ) -> list[tuple[Writer, Piece]]:
+        generation = self._generation
+        generation.leave(gone)
+        written: list[tuple[Writer, Piece]] = []
+        if generation.writers:
+            self._metrics.rows.labels("write").observe(len(generation.writers))
+            written += generation.step()
+            self._leave(written)
+        if joining:
+            reused = generation.reused
+            first = generation.join([job.request for job in joining])
+            self._metrics.prefixes.inc(generation.reused - reused)
+            self._leave(first)
+            written += first
+        return written
+
+    def _leave(self, written: Sequence[tuple[Writer, Piece]]) -> None:
+        self._generation.leave([writer for writer, piece in written if piece.finish is not None])
+
+    def warm_up(self) -> None:
+        """Load every part, so that no request waits for it."""
+        features = self._topa.encoder.encode_text(["a warm-up"])
+        prompt = self._topa.builder.open("What?")
+        with torch.inference_mode():
+            self._topa.generate([prompt], [features], 1)

@@ -1,0 +1,174 @@
+"""One answer as it is written: choosing each token, the text so far, and when it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+from transformers.generation.logits_process import (
+    NoRepeatNGramLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopPLogitsWarper,
+)
+
+Finish = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How an answer is written.
+
+    Attributes:
+        max_tokens: Longest answer, in tokens.
+        temperature: 0 takes the likeliest token each time, as `Topa.ask` does.
+        top_p: Tokens are drawn from the likeliest ones that together have this probability.
+        stop: Texts at which the answer ends; they are not part of it.
+        seed: Of the draws.
+        top_logprobs: Likeliest tokens told beside each token; None to tell no probabilities.
+        no_repeat: No run of so many tokens occurs twice; 0 allows it.
+    """
+
+    max_tokens: int = 40
+    temperature: float = 0.0
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+    top_logprobs: int | None = None
+    no_repeat: int = 4
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token of an answer.
+
+    Attributes:
+        text: What it stands for.
+        logprob: Its log-probability, before temperature.
+        top: The likeliest tokens in its place and their log-probabilities.
+    """
+
+    text: str
+    logprob: float
+    top: list[tuple[str, float]]
+
+
+@dataclass
+class Piece:
+    """What one step added to an answer.
+
+    Attributes:
+        text: New text, which may be empty.
+        tokens: New tokens, where probabilities are asked for.
+        count: Number of tokens written so far.
+        finish: Why the answer ended, None while it goes on.
+    """
+
+    text: str
+    tokens: list[Token] = field(default_factory=list)
+    count: int = 0
+    finish: Finish | None = None
+
+
+class Writer:
+    """Writes one answer, a token for each row of logits.
+
+    The whole text is what `Topa.generate` returns where temperature is 0 and nothing stops it.
+
+    Args:
+        tokenizer: Of the LLM.
+        eos_id: Token that ends an answer, if there is one.
+        prompt_ids: Tokens before the answer.
+        sampling: How to write.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        eos_id: int | None,
+        prompt_ids: Sequence[int],
+        sampling: Sampling,
+    ):
+        self._tokenizer, self._eos_id, self._sampling = tokenizer, eos_id, sampling
+        self._ids = list(prompt_ids)
+        self._start = len(self._ids)
+        self._sent = ""
+        self._generator: torch.Generator | None = None
+        if sampling.temperature > 0:
+            self._generator = torch.Generator()
+            if sampling.seed is None:
+                self._generator.seed()
+            else:
+                self._generator.manual_seed(sampling.seed)
+        self._bans = (
+            NoRepeatNGramLogitsProcessor(sampling.no_repeat) if sampling.no_repeat else None
+        )
+
+    @property
+    def last_id(self) -> int:
+        """The token written last."""
+        return self._ids[-1]
+
+    def take(self, logits: Tensor) -> Piece:
+        """Write the next token.
+
+        Args:
+            logits: [vocabulary] float32, on the CPU.
+        """
+        token = self._choose(logits)
+        self._ids.append(token)
+        count = len(self._ids) - self._start
+        piece = Piece("", count=count)
+        if self._sampling.top_logprobs is not None:
+            piece.tokens.append(self._tell(token, logits, self._sampling.top_logprobs))
+        if token == self._eos_id:
+            piece.finish = "stop"
+        elif count >= self._sampling.max_tokens:
+            piece.finish = "length"
+        text = self._decode(self._ids[self._start :]).lstrip()
+        ends = [place for stop in self._sampling.stop if (place := text.find(stop)) >= 0]
+        if ends:
+            text, piece.finish = text[: min(ends)], "stop"
+        shown = text.rstrip() if piece.finish else self._settled(text)
+        # What was sent stays: only text that follows it can be added.
+        piece.text = shown[len(self._sent) :]
+        self._sent += piece.text
+        return piece
+
+    def _choose(self, logits: Tensor) -> int:
+        scores = logits[None]
+        if self._bans is not None:
+            scores = self._bans(torch.tensor([self._ids]), scores)  # type: ignore[arg-type]
+        if self._generator is None:
+            return int(scores[0].argmax())
+        no_ids = torch.empty(1, 0, dtype=torch.long)
+        scores = TemperatureLogitsWarper(self._sampling.temperature)(no_ids, scores)  # type: ignore[arg-type]
+        if self._sampling.top_p < 1:
+            scores = TopPLogitsWarper(self._sampling.top_p)(no_ids, scores)  # type: ignore[arg-type]
+        return int(torch.multinomial(scores.softmax(-1)[0], 1, generator=self._generator))
+
+    def _tell(self, token: int, logits: Tensor, most: int) -> Token:
+        log_probs = logits.log_softmax(-1)
+        values, ids = log_probs.topk(most) if most else (log_probs[:0], torch.zeros(0).long())
+        top = [(self._spell(i), v) for i, v in zip(ids.tolist(), values.tolist(), strict=True)]
+        return Token(self._spell(token), float(log_probs[token]), top)
+
+    def _spell(self, token: int) -> str:
+        return str(self._tokenizer.decode([token], skip_special_tokens=False))
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def _settled(self, text: str) -> str:
+        """Return what cannot change any more: no half character, space, or start of a stop."""
+        text = text.rstrip("\ufffd")
+        held = 0
+        for stop in self._sampling.stop:
+            for length in range(min(len(stop) - 1, len(text)), 0, -1):
+                if text.endswith(stop[:length]):
+                    held = max(held, length)
+                    break
+        return text[: len(text) - held].rstrip()
