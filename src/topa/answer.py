@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from topa.errors import ConfigError
 from topa.features.encoder import Encoder, load_encoder
 from topa.features.memory import Memory, build_memory
 from topa.features.video import Clip, read_clip
-from topa.model.checkpoint import check_fingerprint
+from topa.model.checkpoint import check_fingerprint, checkpoint_folder
 from topa.model.loading import load_model
 from topa.model.methods import (
     Choice,
@@ -27,6 +28,8 @@ from topa.model.methods import (
     score_similarity,
 )
 from topa.model.topa import TopaForConditionalGeneration
+
+_log = logging.getLogger(__name__)
 
 Method = Literal["likelihood", "selection", "similarity", "combined"]
 METHODS: tuple[Method, ...] = ("likelihood", "selection", "similarity", "combined")
@@ -101,7 +104,8 @@ class Topa:
         Args:
             checkpoint: "embedded" (ships with topa) or a folder written by `topa align`.
             llm: Where to find the LLM, if not where the checkpoint says.
-            memory: Folder of a memory; by default the one of the training Tideos.
+            memory: Folder of a memory; by default the one in the checkpoint, else that of
+                the training Tideos.
             device: Where the LLM runs; a GPU if there is one.
             dtype: Type of the LLM's weights.
 
@@ -110,10 +114,18 @@ class Topa:
         """
         model, builder = load_model(checkpoint, llm=llm, device=device, dtype=dtype)
         encoder = load_encoder(model.config.encoder)
+        kept = checkpoint_folder(checkpoint) / "memory"
+        found: Memory | None = None
         if memory is not None:
             found = Memory.load(memory, encoder.fingerprint)
-        else:
+        elif (kept / "memory.safetensors").is_file():
+            found = Memory.load(kept)
+        elif model.config.tideos:
             found = build_memory(model.config.tideos, encoder)
+        else:
+            _log.warning(
+                "%s has no memory: image features go in as they are, without Eq. 2", checkpoint
+            )
         return cls(model, builder, encoder, found)
 
     # Videos ---------------------------------------------------------------------------
