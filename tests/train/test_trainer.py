@@ -251,7 +251,7 @@ def loss_of(trainer, parts):
     collator = SampleCollator(4)
     batches = [collator([trainer.train_dataset[i] for i in part]) for part in parts]
     batches, counts = trainer.get_batch_samples(iter(batches), len(parts), torch.device("cpu"))
-    losses = [trainer.compute_loss(trainer.topa, x, num_items_in_batch=counts) for x in batches]
+    losses = [trainer.compute_loss(trainer.model, x, num_items_in_batch=counts) for x in batches]
     trainer.topa.zero_grad()
     sum(losses).backward()
     gradients = {name: p.grad.clone() for name, p in trainer.topa.trainable_parameters()}

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from topa.data.lengths import OnOverlong, fit_prompt
 from topa.data.templates import OPEN_INSTRUCTION, Prompt, PromptBuilder
 from topa.errors import ConfigError, DataError
 from topa.features.store import TideoFeatures, sample_rows
@@ -35,11 +36,13 @@ class Sample:
         prompt: The prompt.
         features: [n, d] unit frame features, n <= num_frames.
         blind: Whether the video is masked, and no option is to be preferred.
+        task: Number of its task in TASKS.
     """
 
     prompt: Prompt
     features: Tensor
     blind: bool = False
+    task: int = 0
 
 
 def refers_to_others(option: str) -> bool:
@@ -90,6 +93,8 @@ class TideoDataset(Dataset[Sample]):
         object_dropout: Probability of leaving a text of a frame out of its feature.
         noise: Variance of Gaussian noise on features before renormalising.
         blind: Probability of masking the video of a contrast sample.
+        max_length: Most tokens of a prompt; no limit if None.
+        overlong: What becomes of longer ones (see `fit_prompt`).
     """
 
     def __init__(
@@ -104,6 +109,8 @@ class TideoDataset(Dataset[Sample]):
         object_dropout: float = 0.0,
         noise: float = 0.0,
         blind: float = 0.0,
+        max_length: int | None = None,
+        overlong: OnOverlong = "cut",
     ):
         unknown = set(tasks) - set(TASKS)
         if unknown or sum(tasks.values()) <= 0:
@@ -121,6 +128,7 @@ class TideoDataset(Dataset[Sample]):
         self.tideos, self.features, self.builder = list(tideos), features, builder
         self.num_frames, self.seed = num_frames, seed
         self.object_dropout, self.noise, self.blind = object_dropout, noise, blind
+        self.max_length, self.overlong = max_length, overlong
         self.task_names = list(tasks)
         weights = np.array([tasks[name] for name in self.task_names], dtype=np.float64)
         self.task_weights = weights / weights.sum()
@@ -134,19 +142,33 @@ class TideoDataset(Dataset[Sample]):
         self.epoch = epoch
 
     def length(self, index: int) -> int:
-        """Return the number of tokens of the sample at `index` in this epoch."""
-        return len(self._draw(index)[0])
+        """Return the tokens of the sample at `index` in this epoch, 0 if it is left out."""
+        prompt, _ = self._fit(self._draw(index)[0])
+        return len(prompt) if prompt is not None else 0
 
     def __getitem__(self, index: int) -> Sample:
-        prompt, blind, rng = self._draw(index)
-        return Sample(prompt, self._frame_features(index, rng), blind)
+        if index < 0:  # a filler (see `topa.data.batches`): one frame, nothing to learn
+            return Sample(self.builder.caption(), self.features.of(-1 - index)[:1])
+        prompt, task, blind, rng = self._draw(index)
+        fitted, frames = self._fit(prompt)
+        if fitted is None:
+            raise DataError(
+                f"the prompt has {len(prompt)} tokens, at most {self.max_length} are allowed",
+                where=f"Tideo {self.tideos[index].id}",
+                mend="Raise data.max_length.",
+            )
+        return Sample(fitted, self._frame_features(index, frames, rng), blind, TASKS.index(task))
 
-    def _draw(self, index: int) -> tuple[Prompt, bool, np.random.Generator]:
+    def _fit(self, prompt: Prompt) -> tuple[Prompt | None, int]:
+        per_frame = self.builder.num_slots // self.num_frames
+        return fit_prompt(prompt, self.max_length, self.num_frames, per_frame, self.overlong)
+
+    def _draw(self, index: int) -> tuple[Prompt, str, bool, np.random.Generator]:
         """Draw the task and build its prompt; the generator goes on to the features."""
         rng = np.random.default_rng((self.seed, self.epoch, index))
         task = self.task_names[rng.choice(len(self.task_names), p=self.task_weights)]
         prompt = getattr(self, f"_{task}")(index, rng)
-        return prompt, bool(task == "contrast" and rng.random() < self.blind), rng
+        return prompt, task, bool(task == "contrast" and rng.random() < self.blind), rng
 
     # Tasks ----------------------------------------------------------------------------
 
@@ -235,18 +257,18 @@ class TideoDataset(Dataset[Sample]):
 
     # Features -------------------------------------------------------------------------
 
-    def _frame_features(self, index: int, rng: np.random.Generator) -> Tensor:
-        """Return [n, d] features of the sampled frames, with the augmentations asked for."""
+    def _frame_features(self, index: int, frames: int, rng: np.random.Generator) -> Tensor:
+        """Return [n, d] features of at most `frames` frames, with the augmentations asked for."""
         first, last = self.features.frame_offsets[index : index + 2].tolist()
-        rows = [first + row for row in sample_rows(last - first, self.num_frames)]
+        rows = [first + row for row in sample_rows(last - first, frames)]
         if self.object_dropout > 0:
-            frames = torch.stack([self._partial_frame(row, rng) for row in rows])
+            shown = torch.stack([self._partial_frame(row, rng) for row in rows])
         else:
-            frames = self.features.frames[rows]
+            shown = self.features.frames[rows]
         if self.noise > 0:
-            noise = rng.normal(0.0, self.noise**0.5, frames.shape)
-            frames = F.normalize(frames + torch.from_numpy(noise).to(frames.dtype), dim=-1)
-        return frames
+            noise = rng.normal(0.0, self.noise**0.5, shown.shape)
+            shown = F.normalize(shown + torch.from_numpy(noise).to(shown.dtype), dim=-1)
+        return shown
 
     def _partial_frame(self, row: int, rng: np.random.Generator) -> Tensor:
         """Return one frame's feature [d] from a random non-empty part of its texts."""

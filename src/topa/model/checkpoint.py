@@ -28,7 +28,9 @@ __all__ = [
     "checkpoint_folder",
     "load_trainables",
     "read_config",
+    "read_trainables",
     "save_trainables",
+    "write_tensors",
 ]
 
 
@@ -42,10 +44,17 @@ def save_trainables(
         folder: Made if it is not there.
         dtype: Type on disk; that of each tensor if None.
     """
-    tensors = {name: _stored(tensor, dtype) for name, tensor in model.saved_tensors()}
+    return write_tensors(dict(model.saved_tensors()), folder, dtype)
+
+
+def write_tensors(
+    tensors: Mapping[str, Tensor], folder: str | Path, dtype: torch.dtype | None = None
+) -> Path:
+    """Write tensors as the weights of a checkpoint folder, whole or not at all."""
+    stored = {name: _stored(tensor, dtype) for name, tensor in tensors.items()}
     path = Path(folder) / WEIGHTS_NAME
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt", "kind": "topa-trainables"})
+        save_file(stored, temporary, metadata={"format": "pt", "kind": "topa-trainables"})
     return path
 
 
@@ -62,6 +71,18 @@ def load_trainables(model: TopaForConditionalGeneration, folder: str | Path) -> 
         CheckpointError: The file is missing or broken, or tensors are missing, unknown or of
             another shape; names them.
     """
+    tensors = read_trainables(model, folder)
+    with torch.no_grad():
+        for name, parameter in model.saved_tensors():
+            parameter.copy_(tensors[name])
+
+
+def read_trainables(model: TopaForConditionalGeneration, folder: str | Path) -> dict[str, Tensor]:
+    """Return the tensors in `folder` that fill those of a model.
+
+    Raises:
+        CheckpointError: As for `load_trainables`.
+    """
     path = Path(folder) / WEIGHTS_NAME
     if not path.is_file():
         raise CheckpointError("file not found", where=path, mend="Give a checkpoint folder.")
@@ -77,9 +98,7 @@ def load_trainables(model: TopaForConditionalGeneration, folder: str | Path) -> 
             where=path,
             mend="The checkpoint was trained with other model settings or another LLM.",
         )
-    with torch.no_grad():
-        for name, parameter in wanted.items():
-            parameter.copy_(tensors[name])
+    return tensors
 
 
 def read_config(checkpoint: str | Path) -> TopaConfig:

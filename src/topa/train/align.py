@@ -245,7 +245,7 @@ def _train(
     else:
         trainer.train(resume_from_checkpoint=str(resume[0]) if resume else None)
     metrics = trainer.evaluate()
-    model.save_pretrained(out / "final")
+    trainer.write_checkpoint(out / "final")
     result = AlignResult(out / "final", trainer.state.global_step, log.elapsed, metrics)
     write_json(
         out / "result.json",
@@ -274,6 +274,7 @@ def _arguments(
         bf16=half,
         use_cpu=not torch.cuda.is_available(),
         logging_steps=10,
+        logging_nan_inf_filter=False,  # waits for every loss; LossGuard looks without
         eval_strategy="steps" if measured else "no",
         eval_steps=settings.evaluate_every,
         save_strategy="steps",
@@ -283,6 +284,7 @@ def _arguments(
         seed=settings.seed,
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
+        ddp_find_unused_parameters=False,
     )
 
 

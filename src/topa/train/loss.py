@@ -60,8 +60,9 @@ def compute_losses(
     chosen, best = _log_softmax_within(scores, owner, in_group, groups)
     span_rows = torch.zeros_like(batch.span_groups)
     span_rows[batch.target_spans] = batch.target_rows
-    group_blind = torch.zeros(groups, dtype=torch.bool, device=blind.device)
-    group_blind[owner[in_group]] = blind[span_rows[in_group]]
+    # No indexing by a mask: its size would have to be known, which makes a GPU step wait.
+    hidden = (blind[span_rows] & in_group).to(scores.dtype)
+    group_blind = scores.new_zeros(groups).index_add_(0, owner, hidden) > 0
     sizes = scores.new_zeros(groups).index_add_(0, owner, in_group.to(scores.dtype))
     uniform = -scores.new_zeros(groups).index_add_(0, owner, chosen * in_group) / sizes
     # The uniform target's cross-entropy is at least log(size): only the excess is a loss.

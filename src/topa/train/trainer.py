@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.data_loader import prepare_data_loader
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from topa.data.batches import LengthBatches
 from topa.data.collate import Batch, collate
-from topa.data.dataset import Sample, TideoDataset
+from topa.data.dataset import Sample
 from topa.errors import TopaError
-from topa.model.checkpoint import load_trainables
+from topa.model.checkpoint import read_trainables, write_tensors
 from topa.model.topa import TopaForConditionalGeneration
 from topa.runs import atomic_path, read_json, write_json
+from topa.train.guard import LossGuard
 from topa.train.loss import compute_losses
+from topa.train.meter import Meter, StepCost, measure_peak
+from topa.train.step import StepModel, fill_tensors, whole_tensors
 from topa.train.validation import Validation
 
 _PROJECTOR = ("visual_proj.", "temporal_emb.")
+_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 class SampleCollator:
@@ -49,12 +59,13 @@ class TopaTrainer(Trainer):
     Args:
         model: The model.
         args: Hugging Face's arguments.
-        dataset: Training samples.
+        dataset: Training samples: `LengthBatches` asks for their lengths and epochs.
         validation: Measures the model between steps.
         best: Folder of the trainables that measured best.
         projector_learning_rate: Peak for projector and temporal embeddings.
         contrast_weight: Weight of the choice loss beside the label loss.
         sharpness: Factor of option likelihoods in the choice loss.
+        recompute: Compute activations again in the backward pass instead of keeping them.
     """
 
     # compute_loss divides by the counts of all micro-batches of a step.
@@ -64,36 +75,81 @@ class TopaTrainer(Trainer):
         self,
         model: TopaForConditionalGeneration,
         args: TrainingArguments,
-        dataset: TideoDataset,
+        dataset: Dataset[Sample],
         validation: Validation | None,
         *,
         best: Path,
         projector_learning_rate: float,
         contrast_weight: float = 1.0,
         sharpness: float = 1.0,
+        recompute: bool = False,
         callbacks: list[TrainerCallback] | None = None,
     ):
         self.projector_learning_rate = projector_learning_rate
         self.contrast_weight, self.sharpness = contrast_weight, sharpness
         self.topa, self.validation, self.best = model, validation, best
+        self.guard = LossGuard(best.parent / "bad_batch.pt")
         self.measured: tuple[int, dict[str, float]] | None = None
+        self.meter: Meter | None = None
+        self.batches: LengthBatches | None = None
         super().__init__(
-            model=model,
+            model=StepModel(model, recompute=recompute),
             args=args,
             train_dataset=dataset,
             # Only asked whether there is one: `evaluate` measures with `validation`.
             eval_dataset=validation.prompts if validation is not None else None,  # type: ignore[arg-type]
-            data_collator=SampleCollator(dataset.num_frames),
+            data_collator=SampleCollator(model.config.num_frames),
             callbacks=callbacks,
         )
 
+    # Batches --------------------------------------------------------------------------
+
     def get_train_dataloader(self) -> DataLoader:
-        """Return batches of similar length whose order is fixed by (seed, epoch)."""
-        dataset = self.train_dataset
-        assert isinstance(dataset, TideoDataset)
-        batches = LengthBatches(dataset, self._train_batch_size, self.args.seed)
-        loader = DataLoader(dataset, batch_sampler=batches, collate_fn=self.data_collator)
-        return self.accelerator.prepare(loader)
+        """Return this process's batches, of similar length, in an order fixed by (seed, epoch)."""
+        self.batches = LengthBatches(
+            self.train_dataset,  # type: ignore[arg-type]
+            self._train_batch_size,
+            self.args.seed,
+            processes=self.args.world_size,
+            rank=self.args.process_index,
+        )
+        loader = DataLoader(
+            self.train_dataset,  # type: ignore[arg-type]
+            batch_sampler=self.batches,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+        # Accelerate's own division repeats samples to make the last batches whole.
+        return prepare_data_loader(
+            loader,
+            self.args.device,
+            num_processes=1,
+            process_index=0,
+            put_on_device=True,
+            non_blocking=True,
+        )
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[dict[str, Tensor]], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Tensor]], Tensor | None]:
+        """Return the micro-batches of one step and their [2] numbers of tokens and questions."""
+        if self.meter is None:
+            dtype = torch.bfloat16 if self.args.bf16 else torch.float32
+            self.meter = Meter(StepCost(self.topa), measure_peak(device, dtype), device)
+        with self.meter.wait():
+            batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        counts = torch.zeros(2, dtype=torch.long, device=device)
+        for inputs in batches:
+            self.meter.count(inputs)
+            plain = inputs["span_groups"][inputs["target_spans"]] < 0
+            counts[0] += plain.sum()
+            counts[1] += len(inputs["group_answers"])
+        if self.args.world_size > 1:
+            counts = self.accelerator.reduce(counts, "sum")
+        return batches, counts
+
+    # Steps ----------------------------------------------------------------------------
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Return AdamW with the projector's own learning rate and no decay of its weights."""
@@ -115,20 +171,6 @@ class TopaTrainer(Trainer):
             )
         return self.optimizer
 
-    def get_batch_samples(
-        self, epoch_iterator: Iterator[dict[str, Tensor]], num_batches: int, device: torch.device
-    ) -> tuple[list[dict[str, Tensor]], Tensor | None]:
-        """Return the micro-batches of one step and their [2] numbers of tokens and questions."""
-        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        counts = torch.zeros(2, dtype=torch.long, device=device)
-        for inputs in batches:
-            plain = inputs["span_groups"][inputs["target_spans"]] < 0
-            counts[0] += plain.sum()
-            counts[1] += len(inputs["group_answers"])
-        if self.args.world_size > 1:
-            counts = self.accelerator.reduce(counts, "sum")
-        return batches, counts
-
     def compute_loss(
         self,
         model: Any,
@@ -139,29 +181,30 @@ class TopaTrainer(Trainer):
         """Return the part of a micro-batch in the loss of its step.
 
         The loss of a step is the summed label NLL per label token, plus the weighted choice
-        loss per question, of all its micro-batches together.
+        loss per question, of all its micro-batches and processes together.
 
         Raises:
             TopaError: The loss is not finite; the batch is kept for inspection.
         """
         assert isinstance(num_items_in_batch, Tensor)
         tokens, questions = num_items_in_batch.clamp(min=1)
-        inputs = dict(inputs)
-        blind = inputs.pop("blind")
-        batch = Batch(**inputs)
-        losses = compute_losses(model.target_log_probs(batch), batch, blind, self.sharpness)
+        tensors = {name: tensor for name, tensor in inputs.items() if name != "blind"}
+        losses = compute_losses(model(**tensors), Batch(**tensors), inputs["blind"], self.sharpness)
         loss = losses.nll / tokens + self.contrast_weight * losses.contrast / questions
         loss = loss * self.args.world_size  # gradients are averaged over processes
-        if not math.isfinite(float(loss.detach())):
-            path = self.best.parent / "bad_batch.pt"
-            with atomic_path(path) as temporary:
-                torch.save({**inputs, "blind": blind}, temporary)
-            raise TopaError(
-                f"the loss is {float(loss)} at step {self.state.global_step}",
-                where=path,
-                mend="The batch is saved there; lower the learning rate or check the features.",
-            )
+        self.guard.watch(loss, inputs, self.state.global_step)
         return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log figures, the speed of the steps beside their loss."""
+        if "loss" in logs and self.meter is not None and self.batches is not None:
+            speed = self.meter.read(
+                lambda counts: self.accelerator.reduce(counts, "sum"), self.args.world_size
+            )
+            logs = {**logs, **speed, "left_out": float(self.batches.left_out)}
+        super().log(logs, start_time)
+
+    # Validation and checkpoints -------------------------------------------------------
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Measure on the validation Tideos, log it, and keep the best trainables."""
@@ -170,17 +213,81 @@ class TopaTrainer(Trainer):
         step = self.state.global_step
         if self.measured is not None and self.measured[0] == step:
             return self.measured[1]
-        with self.accelerator.autocast():
-            metrics = self.validation.measure(self.topa)
-        # On disk, so that a resumed run knows the best of what went before.
-        record = self.best / "metrics.json"
-        if not record.is_file() or metrics["accuracy"] > read_json(record)["accuracy"]:
-            self.topa.save_pretrained(self.best)
-            write_json(record, {"step": step, **metrics})
+        start = self.meter.pause() if self.meter is not None else None
+        if start is not None:
+            with start:
+                metrics = self._measure(step)
+        else:
+            metrics = self._measure(step)
         named = {f"eval_{name}": value for name, value in metrics.items()}
         self.measured = (step, named)
         self.log(dict(named))
         return named
 
+    def _measure(self, step: int) -> dict[str, float]:
+        assert self.validation is not None
+        with self.accelerator.autocast():
+            metrics = self.validation.measure(self.model)
+        # On disk, so that a resumed run knows the best of what went before.
+        record = self.best / "metrics.json"
+        better = not record.is_file() or metrics["accuracy"] > read_json(record)["accuracy"]
+        self.accelerator.wait_for_everyone()  # all have read it before it is written
+        if better:
+            self.write_checkpoint(self.best)
+            if self.args.should_save:
+                write_json(record, {"step": step, **metrics})
+        return metrics
+
+    def write_checkpoint(self, folder: Path) -> None:
+        """Write configuration and trainables; every process has to take part."""
+        tensors = dict(whole_tensors(self.topa))
+        if self.args.should_save:
+            self.topa.config.save_pretrained(folder)
+            write_tensors(tensors, folder)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the trainables of a checkpoint to go on from."""
+        self.guard.flush()
+        self.write_checkpoint(Path(output_dir or self.args.output_dir or "."))
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        try:
+            if self.meter is None:
+                super()._save_checkpoint(model, trial)
+            else:
+                with self.meter.pause():
+                    super()._save_checkpoint(model, trial)
+        except OSError as error:
+            raise TopaError(
+                f"the checkpoint of step {self.state.global_step} cannot be written"
+                f" ({error.strerror or error})",
+                where=self.args.output_dir,
+                mend="Make room and run the same command again: it goes on from the last whole"
+                " checkpoint.",
+            ) from error
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.is_deepspeed_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        # By name and whole, so that any number of processes can go on from it.
+        state = get_optimizer_state_dict(self.model, self.optimizer, options=_WHOLE)
+        if self.args.should_save:
+            for name, value in (
+                (OPTIMIZER_NAME, state),
+                (SCHEDULER_NAME, self.lr_scheduler.state_dict()),
+            ):
+                with atomic_path(Path(output_dir, name)) as path, path.open("wb") as file:
+                    torch.save(value, file)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        load_trainables(self.topa, resume_from_checkpoint)
+        fill_tensors(self.topa, read_trainables(self.topa, resume_from_checkpoint))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or self.is_deepspeed_enabled:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        state = torch.load(Path(checkpoint, OPTIMIZER_NAME), "cpu", weights_only=True)
+        set_optimizer_state_dict(self.model, self.optimizer, state, options=_WHOLE)
+        schedule = torch.load(Path(checkpoint, SCHEDULER_NAME), "cpu", weights_only=True)
+        self.lr_scheduler.load_state_dict(schedule)
