@@ -1,0 +1,1 @@
+"""Speed of the hot paths, each against a plain re-implementation of the paper's own way."""

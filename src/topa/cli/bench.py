@@ -1,0 +1,52 @@
+"""topa bench: speed against the paper's own way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from topa.cli.terminal import JsonOption, check_folder_of, out, print_json, say
+
+
+def bench(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[align|choice|caption|memory|features|video]...",
+            help="Which; all six without any.",
+        ),
+    ] = None,
+    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Pairs of each.")] = 5,
+    llm: Annotated[
+        str, typer.Option("--llm", metavar="embedded|NAME|DIR", help="LLM of the first three.")
+    ] = "embedded",
+    save: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE.json", help="Write it here, and as FILE.md."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure the hot paths against a plain re-implementation of the paper's own way.
+
+    Both ways get the same weights and inputs and must give the same results; then they are
+    timed in turns. What counts is the median of the ratios of pairs.
+
+    \b
+    topa bench
+    topa bench choice memory --repeats 9 --out speed.json
+    """
+    check_folder_of(save)
+    from topa.bench.run import NAMES, make_table, run_bench
+    from topa.runs import write_json, write_text
+
+    report = run_bench(names or NAMES, repeats=repeats, llm=llm, say=say)
+    table = make_table(report)
+    if save is not None:
+        write_json(save, report)
+        write_text(save.with_suffix(".md"), table)
+    if as_json:
+        print_json(report)
+    else:
+        out.print(table, markup=False, soft_wrap=True)
