@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 
 from topa.cli.alignment import align
 from topa.cli.answers import ask, describe
+from topa.cli.bench import bench
 from topa.cli.evaluation import evaluate
 from topa.cli.features import build_memory, encode
 from topa.cli.machine import DemoCommand, demo, doctor
@@ -93,7 +94,7 @@ def _start(
         typer.echo(context.get_help())
 
 
-for _command in (align, ask, describe, encode, evaluate, doctor, serve, ui):
+for _command in (align, ask, bench, describe, encode, evaluate, doctor, serve, ui):
     app.command()(_command)
 app.command(cls=DemoCommand)(demo)
 
