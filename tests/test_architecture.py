@@ -29,7 +29,7 @@ ORDER = [
     {"train", "answer"},
     {"eval"},
     {"serve", "scale"},
-    {"demo", "doctor"},
+    {"bench", "demo", "doctor"},
     {"cli"},
     {"topa"},  # the package itself, which offers the parts to users
 ]
