@@ -6,7 +6,7 @@ import pytest
 
 from topa.errors import WeightsError
 from topa.features.conse import ConseEncoder
-from topa.features.encoder import EMBEDDED, Encoder, load_encoder
+from topa.features.encoder import EMBEDDED, Encoder, load_encoder, temperature_for
 
 
 def test_embedded_is_conse_and_loads_nothing_yet():
@@ -20,3 +20,8 @@ def test_embedded_is_conse_and_loads_nothing_yet():
 def test_a_folder_without_a_model_is_refused(tmp_path):
     with pytest.raises(WeightsError, match="cannot be loaded"):
         load_encoder(str(tmp_path))
+
+
+def test_the_memory_is_as_sharp_as_the_encoder_needs():
+    assert temperature_for(ConseEncoder().fingerprint) == 30.0
+    assert temperature_for("clip-0123") == temperature_for("") == 100.0  # the paper's

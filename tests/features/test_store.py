@@ -140,6 +140,7 @@ def test_memory_of_tideos_has_a_row_and_a_caption_per_frame(tideos):
     assert memory.captions == [frame.caption for tideo in tideos for frame in tideo.frames]
     assert torch.equal(memory.features, features.frames)
     assert memory.fingerprint == "counting"
+    assert memory.temperature == 100.0
     with pytest.raises(DataError, match="captions"):
         Memory.build(tideos[:1], features)
 

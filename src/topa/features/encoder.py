@@ -13,6 +13,17 @@ Progress = Callable[[int], None]
 
 EMBEDDED = "embedded"
 
+PAPER_TEMPERATURE = 100.0  # tau of Eq. 2
+# By family, the first part of a fingerprint. CLIP's cosines lie close together and want the
+# paper's tau; ConSE's are centred and spread widely, where 100 picks a single caption
+# (measured on photographs: docs/features.md).
+_TEMPERATURES = {"conse": 30.0}
+
+
+def temperature_for(fingerprint: str) -> float:
+    """Return the tau of Eq. 2 for the features of an encoder: 100, as in the paper, or its own."""
+    return _TEMPERATURES.get(fingerprint.partition("-")[0], PAPER_TEMPERATURE)
+
 
 @runtime_checkable
 class Encoder(Protocol):

@@ -13,13 +13,12 @@ from safetensors.torch import save_file
 from torch.nn import functional
 
 from topa.errors import DataError
-from topa.features.encoder import Encoder
+from topa.features.encoder import PAPER_TEMPERATURE, Encoder, temperature_for
 from topa.features.store import TideoFeatures, check_fingerprint, encode_tideos
 from topa.runs import atomic_path, digest, read_json, write_json
 from topa.tideo.schema import Tideo
 from topa.tideo.textvid import load_tideos
 
-TEMPERATURE = 100.0
 _CHUNK = 1 << 16  # rows of memory at a time, divided among the threads
 _SCORES = 2048  # rows whose scores are held at once where there is no fused kernel
 _QUERIES = 1024  # features at a time
@@ -44,7 +43,7 @@ class Memory:
         features: torch.Tensor,
         captions: Sequence[str],
         fingerprint: str,
-        temperature: float = TEMPERATURE,
+        temperature: float = PAPER_TEMPERATURE,
     ):
         if features.ndim != 2 or not len(features):
             shape = list(features.shape)
@@ -75,14 +74,21 @@ class Memory:
 
     @classmethod
     def build(
-        cls, tideos: Sequence[Tideo], features: TideoFeatures, temperature: float = TEMPERATURE
+        cls, tideos: Sequence[Tideo], features: TideoFeatures, temperature: float | None = None
     ) -> Memory:
         """Return the memory of all frames of Tideos.
+
+        Args:
+            tideos: Give the captions.
+            features: Of these Tideos, in the same order.
+            temperature: tau of Eq. 2; by default what suits the encoder.
 
         Raises:
             DataError: The features are not of these Tideos.
         """
         captions = [frame.caption for tideo in tideos for frame in tideo.frames]
+        if temperature is None:
+            temperature = temperature_for(features.fingerprint)
         return cls(features.frames, captions, features.fingerprint, temperature)
 
     @cached_property
