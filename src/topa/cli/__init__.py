@@ -17,6 +17,7 @@ from topa.cli.answers import ask, describe
 from topa.cli.bench import bench
 from topa.cli.evaluation import evaluate
 from topa.cli.features import build_memory, encode
+from topa.cli.generation import generate, list_seeds, show_prompt
 from topa.cli.machine import DemoCommand, demo, doctor
 from topa.cli.official import check as check_official
 from topa.cli.official import export, import_
@@ -102,8 +103,11 @@ _memory = typer.Typer(help="The text features that image features are projected 
 _memory.command("build")(build_memory)
 app.add_typer(_memory, name="memory")
 
-_textvid = typer.Typer(help="Files of Tideos (textual videos).")
+_textvid = typer.Typer(help="Write Tideos (textual videos) with an LLM, and see how good they are.")
 _textvid.command("check")(check)
+_textvid.command("seeds")(list_seeds)
+_textvid.command("prompt")(show_prompt)
+_textvid.command("generate")(generate)
 app.add_typer(_textvid, name="textvid")
 
 
@@ -122,7 +126,7 @@ def _start_memory() -> None:
 
 @_textvid.callback()
 def _start_textvid() -> None:
-    """Files of Tideos (textual videos)."""
+    """Write Tideos (textual videos) with an LLM, and see how good they are."""
 
 
 def main() -> None:

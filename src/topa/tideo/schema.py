@@ -19,6 +19,10 @@ from topa.errors import DataError
 from topa.runs import read_jsonl, write_text
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+Source = Literal["howto", "ego4d", "webvid", "wordnet", "topic", "unknown"]
+"""The style of a seed: the paper's four, a free topic, or not recorded (official data)."""
+
+Kind = Literal["temporal", "causal", "descriptive"]
 MAX_OPTIONS = 26  # options are lettered (A) to (Z)
 
 
@@ -58,7 +62,7 @@ class Question(_Record):
     options: list[Text] = Field(min_length=2, max_length=MAX_OPTIONS)
     answer: int = Field(ge=0)
     open_answer: Text | None = None
-    kind: Literal["temporal", "causal", "descriptive"] | None = None
+    kind: Kind | None = None
 
     @model_validator(mode="after")
     def _answer_is_an_option(self) -> Question:
@@ -75,15 +79,15 @@ class Tideo(_Record):
     Attributes:
         id: Unique in its file.
         source: The style of seed it grew from.
-        seed: The short text it grew from.
+        seed: The short text it grew from, if recorded.
         frames: 5 to 15 frames in time order.
         caption: Dense description of the whole.
         qas: 3 to 6 questions.
     """
 
     id: Text
-    source: Literal["howto", "ego4d", "webvid", "wordnet"]
-    seed: Text
+    source: Source
+    seed: Text | None = None
     frames: list[Frame] = Field(min_length=5, max_length=15)
     caption: Text
     qas: list[Question] = Field(min_length=3, max_length=6)
