@@ -1,4 +1,4 @@
-"""The paper's adapter, in the attention function of any decoder with k_proj and v_proj.
+"""The paper's adapter, in the attention function of any decoder that transformers can dispatch.
 
     out = softmax(q k^T / sqrt(d) + causal + B) v + tanh(g1) softmax(q k_A^T / sqrt(d)) v_A
 
@@ -9,31 +9,29 @@ the key is a video slot (paper section 3.3; LLaMA-Adapter, arXiv 2303.16199).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import sdpa_mask
 
 from topa.errors import ConfigError
+from topa.model.attention import VideoBias, VideoSpan, attend
 
 ATTENTION = "topa"
+# Their attention calls the function, but is not softmax(q k^T) v by itself.
+_OTHER_FORMULAS = {"diffllama": "subtracts two attentions", "doge": "masks by a learned gate"}
+_INSTEAD = 'Use variant "lora" or "projector", or an LLM of another family (docs/model.md).'
 
-
-@dataclass
-class VideoSpan:
-    """Where the video lies, for the attention bias.
-
-    Attributes:
-        slot_keys: [B, P] True where the key is a video slot; keys past P are none.
-        after: [B, Q] True where the query lies after the last video slot.
-    """
-
-    slot_keys: Tensor
-    after: Tensor
+__all__ = [
+    "ATTENTION",
+    "AdapterLayer",
+    "VideoSpan",
+    "add_adapter",
+    "attention_modules",
+    "topa_attention",
+]
 
 
 class AdapterLayer(nn.Module):
@@ -53,34 +51,93 @@ class AdapterLayer(nn.Module):
         self.video_bias = nn.Parameter(torch.full((num_heads,), -bias))
 
 
+def _has_projections(module: nn.Module) -> bool:
+    return all(hasattr(module, name) for name in ("q_proj", "k_proj", "v_proj"))
+
+
+def _is_fused(module: nn.Module) -> bool:
+    """Whether one linear layer makes queries, keys and values, in this order (Phi-3)."""
+    fused = getattr(module, "qkv_proj", None)
+    config = getattr(module, "config", None)
+    if not isinstance(fused, nn.Linear) or config is None or not hasattr(module, "head_dim"):
+        return False
+    heads = config.num_attention_heads + 2 * config.num_key_value_heads
+    return "Phi" in type(module).__name__ and fused.out_features == heads * module.head_dim
+
+
 def attention_modules(llm: PreTrainedModel) -> list[nn.Module]:
     """Return the attention modules of a decoder, in layer order.
 
     Raises:
-        ConfigError: The architecture has no attention with q_proj, k_proj and v_proj.
+        ConfigError: The architecture cannot take the adapter; names the module at fault.
     """
-    found = [
-        module
-        for module in llm.modules()
-        if all(hasattr(module, name) for name in ("q_proj", "k_proj", "v_proj", "layer_idx"))
-    ]
-    if not found:
-        names = sorted(
-            {type(m).__name__ for m in llm.modules() if "attention" in type(m).__name__.lower()}
-        )
-        raise ConfigError(
-            f"no attention with q_proj, k_proj and v_proj (found: {', '.join(names) or 'none'})",
-            where=type(llm).__name__,
-            mend='Use variant "lora" or "projector", or an LLM of the Llama family of layouts.',
-        )
-    return sorted(found, key=lambda module: int(module.layer_idx))  # type: ignore[arg-type]
+    where = type(llm).__name__
+    found = []
+    for index, layer in enumerate(_layers(llm)):
+        inside = list(layer.named_modules())
+        fit = [m for _, m in inside if _has_projections(m) or _is_fused(m)]
+        if len(fit) != 1:
+            near = [
+                f"{name} ({type(m).__name__})"
+                for name, m in inside
+                if name and ("attn" in name.lower() or "attention" in name.lower())
+                if "." not in name
+            ]
+            raise ConfigError(
+                f"layer {index} ({type(layer).__name__}) has {len(fit)} attentions with q_proj, "
+                f"k_proj and v_proj, one is needed; its attention: {', '.join(near) or 'none'}",
+                where=where,
+                mend=_INSTEAD,
+            )
+        _check_attention(fit[0], llm)
+        found.append(fit[0])
+    return found
+
+
+def _layers(llm: PreTrainedModel) -> list[nn.Module]:
+    """Return the decoder layers of an LLM."""
+    count = llm.config.get_text_config(decoder=True).num_hidden_layers
+    for module in llm.get_decoder().modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return list(module)
+    raise ConfigError(
+        f"{type(llm.get_decoder()).__name__} has no list of {count} decoder layers",
+        where=type(llm).__name__,
+        mend=_INSTEAD,
+    )
+
+
+def _check_attention(module: nn.Module, llm: PreTrainedModel) -> None:
+    """Refuse an attention whose output the adapter's formula would not describe.
+
+    Raises:
+        ConfigError: Says what is unfit, and names the module.
+    """
+    name = type(module).__name__
+    problem = None
+    if not llm._supports_attention_backend:
+        problem = "does not call attention functions from outside"
+    elif llm.config.model_type in _OTHER_FORMULAS:
+        problem = _OTHER_FORMULAS[llm.config.model_type]
+    elif not isinstance(getattr(module, "layer_idx", None), int):
+        problem = "does not know the number of its layer (layer_idx)"
+    elif getattr(module, "sinks", None) is not None:
+        problem = "has sinks, which the formula leaves out"
+    elif not getattr(module, "is_causal", True):
+        problem = "is not causal"
+    elif _has_projections(module):
+        key, value = module.k_proj, module.v_proj
+        if getattr(key, "out_features", 0) != getattr(value, "out_features", 1):
+            problem = "has keys and values of different widths"
+    if problem:
+        raise ConfigError(f"{name} {problem}", where=type(llm).__name__, mend=_INSTEAD)
 
 
 def add_adapter(llm: PreTrainedModel, length: int, layers: int | None, bias: float) -> None:
     """Give the top `layers` attention modules (all if None) an `AdapterLayer`.
 
     Raises:
-        ConfigError: The LLM has fewer layers, or an unsuitable attention.
+        ConfigError: The LLM has fewer layers or positions, or an unsuitable attention.
     """
     modules = attention_modules(llm)
     count = len(modules) if layers is None else layers
@@ -89,74 +146,29 @@ def add_adapter(llm: PreTrainedModel, length: int, layers: int | None, bias: flo
             f"adapter_layers is {count}, the LLM has {len(modules)} layers",
             mend="Lower model.adapter_layers.",
         )
-    config = llm.config
+    config = llm.config.get_text_config(decoder=True)
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None and length > positions:
+        raise ConfigError(
+            f"adapter_length is {length}, the LLM has {positions} positions",
+            where=type(llm).__name__,
+            mend="Lower model.adapter_length.",
+        )
     for module in modules[len(modules) - count :]:
-        device = next(module.parameters()).device
         layer = AdapterLayer(length, config.hidden_size, config.num_attention_heads, bias)
         # Trainables stay float32 whatever the LLM's type: small steps vanish in 16 bits.
-        module.topa_adapter = layer.to(device)  # type: ignore[assignment]
+        module.topa_adapter = layer.to(device_of(module))  # type: ignore[assignment]
 
 
-def _attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    scaling: float,
-    dropout: float,
-    softcap: float | None,
-) -> Tensor:
-    """Softmax attention with grouped heads: [B, H, Q, d] x [B, Hkv, K, d] -> [B, H, Q, d]."""
-    # The CPU kernel's backward is several times slower than matrix products at these sizes.
-    slow = query.device.type == "cpu" and torch.is_grad_enabled() and dropout == 0.0
-    if softcap is None and (mask is None or not slow):
-        return F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=mask,
-            is_causal=mask is None and query.shape[2] > 1,
-            scale=scaling,
-            dropout_p=dropout,
-            enable_gqa=query.shape[1] != key.shape[1],
-        )
-    if mask is None:
-        mask = _causal_mask(query.shape[2], key.shape[2], query.device)
-    groups = query.shape[1] // key.shape[1]
-    batch, heads, length, width = query.shape
-    grouped = query.reshape(batch, heads // groups, groups * length, width)
-    scores = (grouped @ key.transpose(-1, -2)) * scaling
-    if softcap is not None:
-        scores = (scores / softcap).tanh() * softcap
-    scores = scores.view(batch, heads, length, key.shape[2])
-    if mask.dtype == torch.bool:
-        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-    else:
-        scores = scores + mask
-    weights = scores.softmax(-1).view(batch, heads // groups, groups * length, key.shape[2])
-    weights = F.dropout(weights, dropout)
-    return (weights @ value).view(batch, heads, length, width)
-
-
-def _causal_mask(queries: int, keys: int, device: torch.device) -> Tensor:
-    """Return [1, 1, Q, K] True where a key may be seen: the last query sees every key."""
-    mask = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
-    return mask[None, None]
-
-
-def _with_video_bias(
-    mask: Tensor | None, video: VideoSpan, gate: Tensor, query: Tensor, key: Tensor
-) -> Tensor:
-    """Return the additive mask [B, H, Q, K] that holds causality and the per-head video bias."""
-    keys, queries = key.shape[2], query.shape[2]
-    if mask is None:
-        mask = _causal_mask(queries, keys, query.device)
-    slot_keys = F.pad(video.slot_keys, (0, keys - video.slot_keys.shape[1]))
-    biased = (video.after[:, None, :, None] & slot_keys[:, None, None, :]).to(query.dtype)
-    bias = biased * gate.to(query.dtype)[None, :, None, None]
-    if mask.dtype == torch.bool:
-        return bias.masked_fill(~mask, torch.finfo(query.dtype).min)
-    return bias + mask
+def device_of(module: nn.Module) -> torch.device:
+    """Return where a module computes; offloaded weights wait elsewhere ("meta" for a disk)."""
+    for part in module.modules():
+        hook = getattr(part, "_hf_hook", None)
+        for one in getattr(hook, "hooks", (hook,)):
+            device = getattr(one, "execution_device", None)
+            if device is not None:
+                return torch.device(device)
+    return next(module.parameters()).device
 
 
 def topa_attention(
@@ -198,30 +210,67 @@ def topa_attention(
         )
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     adapter: AdapterLayer | None = getattr(module, "topa_adapter", None)
-    mask = attention_mask
+    bias = None
     if adapter is not None and topa_video is not None:
-        mask = _with_video_bias(mask, topa_video, adapter.video_bias, query, key)
-    out = _attend(query, key, value, mask, scaling, dropout, softcap)
+        slots = topa_video.slots_at(int(module.layer_idx), key.shape[2])  # type: ignore[arg-type]
+        bias = VideoBias(adapter.video_bias, topa_video.after, slots)
+    out = attend(
+        query,
+        key,
+        value,
+        attention_mask,
+        scaling=scaling,
+        dropout=dropout,
+        softcap=softcap,
+        bias=bias,
+    )
     if adapter is not None:
-        out = out + _attend_prompts(module, adapter, query, scaling)
+        k_a, v_a = _project_prompts(module, adapter, query, topa_video)
+        gate = adapter.gate.tanh().to(query.dtype)[None, :, None, None]
+        out = out + gate * _attend_prompts(query, k_a, v_a, scaling)
     return out.transpose(1, 2).contiguous(), None
 
 
-def _attend_prompts(
-    module: nn.Module, adapter: AdapterLayer, query: Tensor, scaling: float
-) -> Tensor:
-    """Return tanh(g1) softmax(q k_A^T) v_A, [B, H, Q, d]; k_A, v_A are made once per call."""
-    length, width = adapter.prompt.shape[0], query.shape[-1]
+def _project_prompts(
+    module: nn.Module, adapter: AdapterLayer, query: Tensor, video: VideoSpan | None
+) -> tuple[Tensor, Tensor]:
+    """Return k_A and v_A, [1, Hkv, length, d]; kept beside the cache of keys, where there is one.
+
+    While one token is generated, they would otherwise be most of the work of the layer.
+    """
+    layer = int(module.layer_idx)  # type: ignore[arg-type]
+    kept = video.prompts if video is not None else None
+    if kept is not None and layer in kept:
+        return kept[layer]
     prompt = adapter.prompt.to(query.dtype)
-    key = module.k_proj(prompt).view(1, length, -1, width).transpose(1, 2)  # type: ignore[operator]
-    value = module.v_proj(prompt).view(1, length, -1, width).transpose(1, 2)  # type: ignore[operator]
-    batch, heads, queries, _ = query.shape
+    if hasattr(module, "qkv_proj"):
+        made = module.qkv_proj(prompt)  # type: ignore[operator]
+        of_query = query.shape[1] * query.shape[-1]
+        key, value = made[:, of_query:].chunk(2, -1)
+    else:
+        key, value = module.k_proj(prompt), module.v_proj(prompt)  # type: ignore[operator]
+    key, value = (x.view(1, len(prompt), -1, query.shape[-1]).transpose(1, 2) for x in (key, value))
+    if kept is not None:
+        kept[layer] = key, value
+    return key, value
+
+
+def _attend_prompts(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+    """Return softmax(q k_A^T) v_A, [B, H, Q, d]: one product over batch, group and query.
+
+    Args:
+        query: [B, H, Q, d].
+        key: [1, Hkv, length, d], the same for all samples.
+        value: [1, Hkv, length, d].
+        scaling: Factor of the scores.
+    """
+    batch, heads, queries, width = query.shape
     groups = heads // key.shape[1]
-    # One product over batch, group and query: the prompts are the same for all of them.
     grouped = query.reshape(batch, heads // groups, groups * queries, width)
-    weights = ((grouped @ key.transpose(-1, -2)) * scaling).softmax(-1)
-    attended = (weights @ value).view(batch, heads, queries, width)
-    return attended * adapter.gate.tanh().to(query.dtype)[None, :, None, None]
+    scores = (grouped @ key.transpose(-1, -2)) * scaling
+    exact = torch.promote_types(scores.dtype, torch.float32)
+    weights = scores.softmax(-1, dtype=exact).to(value.dtype)
+    return (weights @ value).view(batch, heads, queries, width)
 
 
 AttentionInterface.register(ATTENTION, topa_attention)

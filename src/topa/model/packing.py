@@ -15,9 +15,15 @@ def check_language(config: PretrainedConfig) -> None:
     """Refuse an LLM whose packed prompts would not score as its plain ones.
 
     Raises:
-        ConfigError: Layers that are not attention over all or the last tokens, or a scale of
-            the logits that is not known here.
+        ConfigError: Layers that are not attention over all or the last tokens, layers that need
+            token ids, or a scale of the logits that is not known here.
     """
+    if getattr(config, "hidden_size_per_layer_input", 0):
+        raise ConfigError(
+            "its layers look up embeddings of the token ids, of which a video slot has none",
+            where=config.model_type,
+            mend="Use an LLM of the Llama, Qwen, Gemma 1 to 3 or Mistral family.",
+        )
     kinds = set(getattr(config, "layer_types", None) or ()) - _LAYER_KINDS
     if kinds:
         raise ConfigError(

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache
@@ -16,7 +15,8 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from topa.data.collate import Batch
 from topa.errors import ConfigError
-from topa.model.adapter import ATTENTION, VideoSpan, add_adapter
+from topa.model.adapter import ATTENTION
+from topa.model.attention import span_video
 from topa.model.checkpoint import (
     check_fingerprint,
     checkpoint_folder,
@@ -25,9 +25,11 @@ from topa.model.checkpoint import (
     save_trainables,
 )
 from topa.model.config import TopaConfig
+from topa.model.front import ProjectorParts, check_slots, place_frames, project_frames
 from topa.model.language import Language, load_language
 from topa.model.official.quirks import count_slots, fit_language
 from topa.model.packing import check_language, finish_logits, mask_layers, tree_mask
+from topa.model.variants import add_variant
 from topa.model.words import WordDictionary
 
 
@@ -44,6 +46,7 @@ class TopaForConditionalGeneration(PreTrainedModel, GenerationMixin):
             if None (for tests).
     """
 
+    config: TopaConfig
     config_class = TopaConfig
     base_model_prefix = "language_model"
     main_input_name = "input_ids"
@@ -55,12 +58,12 @@ class TopaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         if language_model is None:
             language_model = AutoModelForCausalLM.from_config(config.text_config)
-        _check_untouched(language_model)
         fit_language(language_model, config.skipped_layers, config.rope_theta)
-        check_language(language_model.config)
+        text = language_model.config.get_text_config(decoder=True)
+        check_language(text)
         language_model.requires_grad_(False)
         language_model.set_attn_implementation(ATTENTION)
-        width = language_model.config.hidden_size
+        width = text.hidden_size
         self.visual_proj = nn.Linear(config.feature_dim, width * config.slots_per_frame, bias=False)
         self.temporal_emb = nn.Embedding(config.num_frames, width)
         nn.init.normal_(self.visual_proj.weight, std=0.02)
@@ -68,10 +71,7 @@ class TopaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.words: WordDictionary | None = None
         if config.dictionary_size:
             self.words = WordDictionary(config.dictionary_size, config.feature_dim)
-        if config.variant == "adapter":
-            add_adapter(language_model, config.adapter_length, config.adapter_layers, config.bias)
-        elif config.variant == "lora":
-            _add_lora(language_model, config)
+        add_variant(language_model, config)
         self.language_model = language_model
         self.post_init()
 
@@ -156,32 +156,15 @@ class TopaForConditionalGeneration(PreTrainedModel, GenerationMixin):
     # Inputs ---------------------------------------------------------------------------
 
     def project_frames(self, features: Tensor) -> Tensor:
-        """Return slot embeddings [B, T * slots_per_frame, D] of frame features [B, T, d].
+        """Return slot embeddings [B, N, D] of frame features [B, T, d] or [B, V, T, d].
 
         Raises:
             ConfigError: More frames than temporal positions, or features of another width.
         """
-        batch, frames, width = features.shape
-        if frames > self.config.num_frames:
-            raise ConfigError(
-                f"{frames} frames given, the model has {self.config.num_frames} temporal slots",
-                mend="Sample fewer frames, or train with a larger model.num_frames.",
-            )
-        if width != self.config.feature_dim:
-            raise ConfigError(
-                f"features have width {width}, the model was made for {self.config.feature_dim}",
-                mend=f"Use the encoder of the checkpoint ({self.config.encoder}).",
-            )
-        projected = self.visual_proj(features.to(self.visual_proj.weight.dtype))
-        projected = projected.view(batch, frames, self.config.slots_per_frame, -1)
-        projected = projected + self.temporal_emb.weight[:frames, None, :]
-        if self.words is not None:
-            slots = self.config.slots_per_frame
-            words = self.words.pursue(features.flatten(0, 1), slots).view(batch, frames, slots)
-            embedding = self.get_input_embeddings().weight
-            assert isinstance(embedding, Tensor)
-            projected = projected + self.words.embed(words, embedding).to(projected.dtype)
-        return projected.flatten(1, 2)
+        embedding = self.get_input_embeddings().weight
+        assert isinstance(embedding, Tensor)
+        parts = ProjectorParts(self.visual_proj, self.temporal_emb.weight, self.words, embedding)
+        return project_frames(features, parts, self.config)
 
     def embed(
         self, input_ids: Tensor, slot_index: Tensor | None, features: Tensor | None
@@ -190,26 +173,17 @@ class TopaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         embeds = self.get_input_embeddings()(input_ids)
         if slot_index is None or features is None:
             return embeds
-        video = self.project_frames(features).to(embeds.dtype)
-        index = slot_index.clamp(min=0)[..., None].expand(-1, -1, video.shape[-1])
-        placed = video.gather(1, index)
-        return torch.where((slot_index >= 0)[..., None], placed, embeds)
+        return place_frames(embeds, slot_index, self.project_frames(features))
 
     def slot_visible(self, slot_index: Tensor, frame_mask: Tensor) -> Tensor:
-        """Return [B, S] True at tokens that carry something: text, and slots of real frames."""
-        frame = slot_index.clamp(min=0) // self.config.slots_per_frame
-        return (slot_index < 0) | frame_mask.gather(1, frame)
+        """Return [B, S] True at tokens that carry something: text, and slots of real frames.
 
-    @staticmethod
-    def _video_span(slot_index: Tensor | None, query_start: int, queries: int) -> VideoSpan | None:
-        """Return where the video lies for queries query_start .. query_start + queries - 1."""
-        if slot_index is None:
-            return None
-        slots = slot_index >= 0
-        positions = torch.arange(slots.shape[1], device=slots.device)
-        last = torch.where(slots, positions, -1).amax(1)
-        query = torch.arange(query_start, query_start + queries, device=slots.device)
-        return VideoSpan(slots, query[None, :] > last[:, None])
+        Args:
+            slot_index: [B, S] slot number, -1 at text.
+            frame_mask: [B, T] or [B, V, T] True where there is a frame.
+        """
+        frame = slot_index.clamp(min=0) // self.config.slots_per_frame
+        return (slot_index < 0) | frame_mask.flatten(1).gather(1, frame)
 
     # Forward --------------------------------------------------------------------------
 
@@ -230,14 +204,19 @@ class TopaForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
         Args:
             input_ids: [B, S] token ids; what stands in slots is not read.
-            slot_index: [B, P] slot number at each position of the prompt, -1 elsewhere.
-            features: [B, T, d] frame features; needed in the pass that reads the slots.
+            slot_index: [B, P] slot number at each position of the prompt, -1 elsewhere; of
+                several videos, the second one's start at T * slots_per_frame, and so on.
+            features: [B, T, d] frame features, [B, V, T, d] of several videos; needed in the
+                pass that reads the slots.
             attention_mask: [B, K] 1 where a key may be seen; 0 at padding and masked frames.
             position_ids: [B, S]; by default the count of visible tokens before.
             past_key_values: Cache of earlier positions.
             labels: [B, S] token ids to learn, -100 elsewhere (shifted inside).
             use_cache: Whether to return a cache.
             logits_to_keep: Only the last so many logits (0 = all).
+
+        Raises:
+            ConfigError: Slots without features, or features that do not fit the model.
         """
         if input_ids is None:
             raise ConfigError("input_ids are needed", where="TopaForConditionalGeneration")
@@ -246,6 +225,7 @@ class TopaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         here = None
         if slot_index is not None and past < slot_index.shape[1]:
             here = slot_index[:, past : past + input_ids.shape[1]]
+            check_slots(here, features, self.config)
         if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
             counted = attention_mask
             if self.config.keep_slot_positions:
@@ -260,7 +240,7 @@ class TopaForConditionalGeneration(PreTrainedModel, GenerationMixin):
             labels=labels,
             use_cache=use_cache,
             logits_to_keep=logits_to_keep,
-            topa_video=self._video_span(slot_index, past, input_ids.shape[1]),
+            topa_video=span_video(slot_index, past, input_ids.shape[1], past_key_values),
             **kwargs,
         )
 
@@ -295,39 +275,8 @@ class TopaForConditionalGeneration(PreTrainedModel, GenerationMixin):
             attention_mask=mask_layers(mask, position_ids, config),
             position_ids=position_ids,
             use_cache=False,
-            topa_video=self._video_span(batch.slot_index, 0, slots),
+            topa_video=span_video(batch.slot_index, 0, slots),
         ).last_hidden_state
         picked = hidden[batch.target_rows, batch.target_sources]
         logits = finish_logits(self.get_output_embeddings()(picked).float(), config)
         return -F.cross_entropy(logits, batch.target_ids, reduction="none")
-
-
-def _check_untouched(language_model: PreTrainedModel) -> None:
-    """Refuse an LLM that another model has changed: the two would share trainables.
-
-    Raises:
-        ConfigError: It has an adapter or LoRA.
-    """
-    changed = any(
-        hasattr(module, "topa_adapter") or hasattr(module, "lora_A")
-        for module in language_model.modules()
-    )
-    if changed:
-        raise ConfigError(
-            "this LLM already carries the adapter or LoRA of another model",
-            where=type(language_model).__name__,
-            mend="Load the LLM again for each model.",
-        )
-
-
-def _add_lora(language_model: PreTrainedModel, config: TopaConfig) -> None:
-    """Put trainable low-rank updates (arXiv 2106.09685) on every linear layer but the head."""
-    linear = {
-        name.rsplit(".", 1)[-1]
-        for name, module in language_model.get_decoder().named_modules()
-        if isinstance(module, nn.Linear)
-    }
-    inject_adapter_in_model(
-        LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules=sorted(linear)),
-        language_model,
-    )
