@@ -97,9 +97,7 @@ def ui(
     with _extra("ui"):
         from topa.serve.page import run_page
 
-    run_page(
-        checkpoints or ["embedded"], resolved, host=host, port=port, browser=browser, say=say
-    )
+    run_page(checkpoints or ["embedded"], resolved, host=host, port=port, browser=browser, say=say)
 
 
 def _settle(
