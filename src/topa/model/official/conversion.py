@@ -13,13 +13,12 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from topa.data.templates import TEMPLATE_VERSION
-from topa.errors import CheckpointError, ConfigError, DataError
-from topa.features.memory import Memory
-from topa.features.pickles import load_tensors
+from topa.errors import CheckpointError, ConfigError
 from topa.model.checkpoint import WEIGHTS_NAME, read_config
 from topa.model.config import TopaConfig
 from topa.model.language import load_language
-from topa.model.official.meta import convert_language, is_meta_folder
+from topa.model.official.memory import read_memory, write_memory
+from topa.model.official.meta import MetaLanguage, convert_language, is_meta_folder
 from topa.model.official.tokenizer import convert_tokenizer, find_tokenizer
 from topa.model.official.trainables import (
     OfficialCheckpoint,
@@ -42,9 +41,7 @@ __all__ = [
 
 ENCODER = "openai/clip-vit-large-patch14"
 ROPE_THETA = 10000.0
-MEMORY_ROWS = 1_000_000
 PROVENANCE = "official.json"
-_UNIT_TOLERANCE = 1e-3
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
@@ -101,15 +98,21 @@ def import_checkpoint(
         ConfigError: `out` holds something else, or the LLM cannot be loaded.
     """
     out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    # An import that was stopped has left these, and may be started again.
+    if out.exists() and (not out.is_dir() or {part.name for part in out.iterdir()} - {"llm"}):
         raise ConfigError("the folder is not empty", where=out, mend="Name a new folder.")
     official = read_checkpoint(checkpoint, adapter_length)
-    rows = None if memory is None else _read_memory(memory, official)
+    rows = (
+        None
+        if memory is None
+        else read_memory(memory, official.tensors["visual_proj.weight"].shape[1])
+    )
     source, folder = llm, llm
     if is_meta_folder(llm):
-        vocabulary = tokenizer or find_tokenizer(llm)
         source, folder = "./llm", str(out / "llm")
-        convert_tokenizer(vocabulary, folder)
+        found = MetaLanguage.open(llm).config()
+        make_config(official, found, rope_theta)  # refuses another LLM before the long work
+        _convert_tokenizer(tokenizer or find_tokenizer(llm), folder, found.vocab_size)
         convert_language(llm, folder, progress and (lambda *n: progress("layers", *n)))
     elif tokenizer is not None:
         raise ConfigError("--tokenizer is for LLMs in Meta's layout", where=llm)
@@ -119,7 +122,7 @@ def import_checkpoint(
     done = Import(out, folder, config)
     build_model(official, language.model, config).save_pretrained(out)
     if rows is not None:
-        done.memory_rows = _write_memory(rows, out / "memory", done.notes)
+        done.memory_rows = write_memory(rows, out / "memory", done.notes)
     else:
         done.notes.append("no memory: image features will go in as they are (give --memory)")
     if official.adapted_layers < official.num_layers:
@@ -129,6 +132,21 @@ def import_checkpoint(
         )
     write_json(out / PROVENANCE, _provenance(official, done, memory, llm))
     return done
+
+
+def _convert_tokenizer(source: str | Path, folder: str, vocabulary: int) -> None:
+    """Write the tokenizer of an LLM with so many tokens.
+
+    Raises:
+        CheckpointError: It has more than the LLM.
+    """
+    count = len(convert_tokenizer(source, folder))
+    if count > vocabulary:
+        raise CheckpointError(
+            f"{count} tokens, the LLM knows {vocabulary}",
+            where=source,
+            mend="Give the tokenizer.model that Meta distributes with this LLM.",
+        )
 
 
 def make_config(
@@ -233,40 +251,6 @@ def export_checkpoint(checkpoint: str | Path, out: str | Path) -> dict[str, Tens
     with atomic_path(out) as temporary:
         torch.save({"model": tensors, "epoch": epoch or 0}, temporary)
     return tensors
-
-
-def _read_memory(path: str | Path, official: OfficialCheckpoint) -> Tensor:
-    """Return memory.pkl as float32 [n, d], n at most a million.
-
-    Raises:
-        DataError: It is damaged, hostile, or of another width than the projector.
-    """
-    rows = load_tensors(path)
-    width = official.tensors["visual_proj.weight"].shape[1]
-    if not isinstance(rows, Tensor) or rows.ndim != 2 or rows.shape[1] != width:
-        shape = tuple(rows.shape) if isinstance(rows, Tensor) else f"{len(rows)} named tensors"
-        raise DataError(
-            f"a memory of width {width} is needed, got {shape}",
-            where=path,
-            mend="Give the memory.pkl of the encoder that the checkpoint was trained with.",
-        )
-    return rows[:MEMORY_ROWS].float()
-
-
-def _write_memory(rows: Tensor, folder: Path, notes: list[str]) -> int:
-    """Write rows as a memory of topa and return how many; rows without direction are left out."""
-    norms = rows.norm(dim=-1)
-    usable = norms.isfinite() & (norms > 0)
-    places = usable.nonzero().flatten().tolist()
-    rows, norms = rows[usable], norms[usable]
-    if dropped := len(usable) - len(rows):
-        notes.append(f"{dropped} rows of the memory are zero or not finite, and left out")
-    if bool(((norms - 1).abs() > _UNIT_TOLERANCE).any()):
-        rows = rows / norms[:, None]
-        notes.append("the rows of the memory were not of unit length, and are now")
-    # The authors' file has no captions; what is shown of a row is where it came from.
-    Memory(rows, [f"memory.pkl, row {place}" for place in places], "").save(folder)
-    return len(rows)
 
 
 def _provenance(
