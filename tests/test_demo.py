@@ -40,7 +40,7 @@ from topa.features.samples import SAMPLE_QUESTIONS
 from topa.model.loading import load_model
 from topa.tideo.schema import Tideo, write_tideos
 from topa.tideo.textvid import load_textvid
-from topa.train.align import AlignResult
+from topa.train.session import TrainResult
 
 ROOT = Path(__file__).parents[1]
 
@@ -330,7 +330,7 @@ def test_the_first_and_the_last_validation_are_told(tmp_path: Path) -> None:
     def row(step: int) -> dict:
         return {"step": step, "eval_accuracy": step / 100, "eval_blind_accuracy": 0.2}
 
-    result = AlignResult(tmp_path, 40, 9.0, {})
+    result = TrainResult(tmp_path, 40, 9.0, {})
     told = summarise(result, [row(10), row(20), row(40), row(40)])["validation"]
     assert told == [
         {"step": 10, "accuracy": 0.1, "blind_accuracy": 0.2},

@@ -1,46 +1,31 @@
-"""Settings of a job: typed sections, read from YAML, changed by dotted `key=value` overrides."""
+"""What each job can be told: typed sections with their defaults."""
 
 from __future__ import annotations
 
-import copy
-import difflib
-import re
-from collections.abc import Hashable, Iterator, Sequence
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
-import yaml
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    ValidationError,
     field_validator,
 )
 
-from topa.errors import ConfigError
+from topa.settings import Section, dump_config, load_config
 
 __all__ = [
     "AlignConfig",
     "DataConfig",
+    "FinetuneConfig",
     "ModelConfig",
+    "QuestionsConfig",
     "Section",
     "TrainConfig",
     "dump_config",
     "load_config",
 ]
-
-
-class Section(BaseModel):
-    """A group of settings: no unknown keys, no silent conversions, no infinities."""
-
-    model_config = ConfigDict(
-        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, validate_default=True
-    )
 
 
 class ModelConfig(Section):
@@ -91,15 +76,20 @@ class DataConfig(Section):
         object_dropout: Probability that a key-object caption is left out of a frame.
         noise: Variance of the Gaussian noise on text features.
         blind: Probability that the video of a contrast sample is masked.
+        max_length: Most tokens of a prompt (150 in the paper); None means no limit.
+        overlong: What becomes of longer prompts: `cut` takes frames away until they fit, `drop`
+            leaves them out. Both are counted in the log; text is never cut.
     """
 
     tideos: str = Field("textvid", min_length=1)
-    extra: list[str] = []
+    extra: list[str] = Field([])
     validation: NonNegativeInt = 60
-    tasks: dict[str, NonNegativeFloat] = {"choice": 0.5, "caption": 0.25, "open": 0.25}
+    tasks: dict[str, NonNegativeFloat] = Field({"choice": 0.5, "caption": 0.25, "open": 0.25})
     object_dropout: float = Field(0.0, ge=0, lt=1)
     noise: NonNegativeFloat = 0.0
     blind: float = Field(0.0, ge=0, le=1)
+    max_length: PositiveInt | None = None
+    overlong: Literal["cut", "drop"] = "cut"
 
     @field_validator("tasks")
     @classmethod
@@ -128,6 +118,14 @@ class TrainConfig(Section):
         evaluate_every: Steps between validations.
         save_every: Steps between checkpoints.
         ridge_start: Start the projector from a closed-form ridge regression.
+        recompute: Compute activations again in the backward pass instead of keeping them.
+        compile: Compile the model with torch.compile.
+        workers: Processes that prepare batches beside the training; 0 means none.
+        parallel: How several processes (torchrun) share the work: `ddp` keeps the LLM whole in
+            each, `fsdp` shards it.
+        deepspeed: JSON file of DeepSpeed settings (ZeRO stage 0 to 2) instead.
+        report_to: Also log to these.
+        log_every: Steps between lines of the log.
     """
 
     seed: NonNegativeInt = 0
@@ -145,6 +143,13 @@ class TrainConfig(Section):
     evaluate_every: PositiveInt = 200
     save_every: PositiveInt = 200
     ridge_start: bool = True
+    recompute: bool = False
+    compile: bool = False
+    workers: NonNegativeInt = 0
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    deepspeed: str | None = Field(None, min_length=1)
+    report_to: list[Literal["tensorboard", "wandb"]] = Field([])
+    log_every: PositiveInt = 10
 
 
 class AlignConfig(Section):
@@ -163,174 +168,54 @@ class AlignConfig(Section):
     out: str = Field("runs/align", min_length=1)
 
 
-class _Loader(yaml.SafeLoader):
-    """Safe YAML in which `1e-3` is a number and a key given twice is an error."""
+class QuestionsConfig(Section):
+    """What is fine-tuned on.
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        mapping = super().construct_mapping(node, deep=deep)
-        if len(mapping) < len(node.value):
-            keys = [key.value for key, _ in node.value]
-            twice = next((key for key in keys if keys.count(key) > 1), keys[-1])
-            raise yaml.constructor.ConstructorError(
-                None, None, f"the key {twice!r} is given twice", node.start_mark
-            )
-        return mapping
-
-
-class _Dumper(yaml.SafeDumper):
-    """The counterpart of `_Loader`: quotes the strings that it would read as numbers."""
-
-
-for _side in (_Loader, _Dumper):
-    # YAML 1.1 wants a dot and a signed exponent in a float; people write 1e-3.
-    _side.add_implicit_resolver(
-        "tag:yaml.org,2002:float",
-        re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
-        list("-+.0123456789"),
-    )
-
-
-def _parse(text: str) -> Any:
-    return yaml.load(text, Loader=_Loader)
-
-
-def _describe_yaml_error(error: yaml.YAMLError) -> str:
-    mark = getattr(error, "problem_mark", None)
-    problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-    place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-    return f"{place}not valid YAML ({problem})"
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        values = _parse(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        problem = f"cannot be read ({error.strerror})"
-        raise ConfigError(problem, where=path, mend="Check the path.") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"not a UTF-8 text file ({error.reason})", where=path) from None
-    except yaml.YAMLError as error:
-        raise ConfigError(_describe_yaml_error(error), where=path) from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise ConfigError(
-            f"a mapping of settings is needed, got {type(values).__name__}",
-            where=path,
-            mend="Write one `key: value` per line.",
-        )
-    return values
-
-
-T = TypeVar("T", bound=BaseModel)
-
-
-def _section_at(cls: type[BaseModel], keys: Sequence[Any]) -> type[BaseModel] | None:
-    """Return the class of the section at a path, or None where there is no section."""
-    for key in keys:
-        field = cls.model_fields.get(key) if isinstance(key, str) else None
-        kind = field.annotation if field else None
-        if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
-            return None
-        cls = kind
-    return cls
-
-
-def _start_below(cls: type[BaseModel], keys: Sequence[str]) -> Any:
-    """Return what an override below a path that the file leaves out is put into."""
-    section = _section_at(cls, keys[:-1])
-    field = section.model_fields.get(keys[-1]) if section else None
-    if field is None or field.is_required() or _section_at(cls, keys):
-        return {}
-    # One entry of a mapping with a default (data.tasks.open) changes that entry alone.
-    return copy.deepcopy(field.get_default(call_default_factory=True))
-
-
-def _override(cls: type[BaseModel], values: dict[str, Any], setting: str) -> str | None:
-    """Put one `a.b=value` into the raw values; return the problem, if there is one."""
-    name, equals, text = setting.partition("=")
-    name = name.strip()
-    keys = name.split(".")
-    if not equals or not all(keys):
-        return f"{setting!r} is not of the form key=value"
-    try:
-        value = _parse(text)
-    except yaml.YAMLError as error:
-        return f"{name}: {_describe_yaml_error(error)}"
-    node = values
-    for depth, key in enumerate(keys[:-1]):
-        if key not in node:
-            node[key] = _start_below(cls, keys[: depth + 1])
-        if not isinstance(node[key], dict):
-            return f"{name}: {'.'.join(keys[: depth + 1])} is a value, not a section"
-        node = node[key]
-    node[keys[-1]] = value
-    return None
-
-
-def _all_names(cls: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    for name in cls.model_fields:
-        section = _section_at(cls, [name])
-        yield from _all_names(section, f"{prefix}{name}.") if section else [prefix + name]
-
-
-def _suggest(cls: type[BaseModel], loc: Sequence[Any]) -> str:
-    """Return the known name that an unknown key was probably meant to be, as advice."""
-    key, section = str(loc[-1]), _section_at(cls, loc[:-1]) or cls
-    prefix = "".join(f"{part}." for part in loc[:-1])
-    elsewhere = [name for name in _all_names(cls) if name.rpartition(".")[2] == key]
-    near = difflib.get_close_matches(key, section.model_fields, n=1)
-    if near or elsewhere:
-        return f"did you mean {prefix + near[0] if near else elsewhere[0]}?"
-    return f"known here: {', '.join(section.model_fields)}"
-
-
-def _describe(cls: type[BaseModel], error: ValidationError) -> list[str]:
-    problems = []
-    for item in error.errors(include_url=False):
-        loc = item["loc"]
-        name = ".".join(map(str, loc)) or "settings"
-        if item["type"] == "extra_forbidden":
-            problems.append(f"{name}: unknown key, {_suggest(cls, loc)}")
-        elif item["type"] == "missing":
-            problems.append(f"{name}: missing")
-        elif item["type"] == "value_error":
-            problems.append(f"{name}: {item['ctx']['error']}")
-        elif item["type"] in ("model_type", "model_attributes_type"):
-            section = _section_at(cls, loc) or cls
-            problems.append(f"{name}: a section is needed ({', '.join(section.model_fields)})")
-        else:
-            rule = item["msg"].replace("Input should be", "should be")
-            problems.append(f"{name}: {rule}, got {item['input']!r}")
-    return problems
-
-
-def load_config(cls: type[T], path: Path | None = None, overrides: Sequence[str] = ()) -> T:
-    """Read settings from a YAML file, change them by overrides, and check them all.
-
-    Args:
-        cls: The class of the settings.
-        path: YAML file; None means the defaults.
-        overrides: `section.key=value` strings, the value in YAML; later ones win.
-
-    Raises:
-        ConfigError: The file cannot be read, or settings are unknown, missing, of a wrong type
-            or out of bounds; names every one of them, in one line.
+    Attributes:
+        questions: A benchmark's name, or a file of questions.
+        split: Of a benchmark; its training split by default.
+        root: Folder of a benchmark's files.
+        videos: Folder of the videos.
+        features: File or folder of image features, instead of videos.
+        validation: Share of the videos that is never trained on.
+        tasks: Weight of each task: `choice` (letters, paper), `contrast`, `open`.
+        use_memory: Project image features through the memory, as answering does by default.
+        noise: Variance of the Gaussian noise on features.
+        blind: Probability that the video of a contrast sample is masked.
+        max_length: Most tokens of a prompt; None means no limit.
+        overlong: What becomes of longer prompts, as in pre-alignment.
     """
-    values = _read_yaml(path) if path is not None else {}
-    found = (_override(cls, values, setting) for setting in overrides)
-    problems = [problem for problem in found if problem]
-    config = None
-    try:
-        config = cls.model_validate(values)
-    except ValidationError as error:
-        problems += _describe(cls, error)
-    if problems or config is None:
-        raise ConfigError("; ".join(problems), where=path or "settings")
-    return config
+
+    questions: str = Field("questions.jsonl", min_length=1)
+    split: str | None = None
+    root: str | None = None
+    videos: str | None = None
+    features: str | None = None
+    validation: float = Field(0.1, ge=0, lt=1)
+    tasks: dict[str, NonNegativeFloat] = Field({"contrast": 1.0})
+    use_memory: bool = True
+    noise: NonNegativeFloat = 0.0
+    blind: float = Field(0.0, ge=0, le=1)
+    max_length: PositiveInt | None = None
+    overlong: Literal["cut", "drop"] = "cut"
 
 
-def dump_config(config: BaseModel) -> str:
-    """Return settings as YAML that `load_config` reads back to equal ones."""
-    values = config.model_dump(mode="json")
-    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+class FinetuneConfig(Section):
+    """Settings of a fine-tuning.
+
+    Attributes:
+        start: Checkpoint that is trained on: `embedded` or a folder.
+        from_scratch: Take only the shape of that checkpoint, and fresh weights: the paper's
+            baseline without pre-alignment.
+        llm: Where to find the LLM, if not where the checkpoint says.
+        data: What is learned from.
+        train: How it is learned.
+        out: Run directory.
+    """
+
+    start: str = Field("embedded", min_length=1)
+    from_scratch: bool = False
+    llm: str | None = None
+    data: QuestionsConfig = QuestionsConfig()
+    train: TrainConfig = TrainConfig()
+    out: str = Field("runs/finetune", min_length=1)

@@ -12,7 +12,8 @@ import torch
 from topa.config import AlignConfig, load_config
 from topa.model.language import Language
 from topa.train import align as alignment
-from topa.train.align import AlignResult, align
+from topa.train.align import align
+from topa.train.session import TrainResult
 
 
 class HashEncoder:
@@ -66,12 +67,12 @@ def settings(tideos_path: Path, tmp_path: Path) -> Callable[..., AlignConfig]:
 @pytest.fixture
 def run(
     make_tiny_llm: Callable[[], Language], monkeypatch, tmp_path, hash_encoder
-) -> Callable[..., AlignResult]:
+) -> Callable[..., TrainResult]:
     """Runs a pre-alignment with a fresh tiny LLM."""
     monkeypatch.setattr(alignment, "load_encoder", lambda name: hash_encoder)
     monkeypatch.setenv("TOPA_CACHE", str(tmp_path / "cache"))
 
-    def run(config: AlignConfig, **kwargs) -> AlignResult:
+    def run(config: AlignConfig, **kwargs) -> TrainResult:
         return align(config, **{"language": make_tiny_llm(), **kwargs})
 
     return run

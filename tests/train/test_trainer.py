@@ -18,9 +18,9 @@ from topa.data.dataset import TideoDataset
 from topa.errors import TopaError
 from topa.features.store import encode_tideos
 from topa.runs import read_json, read_jsonl, write_json
-from topa.train import align as alignment
 from topa.train.align import build_model
 from topa.train.run import RunLog, find_resume
+from topa.train.session import make_arguments
 from topa.train.trainer import SampleCollator, TopaTrainer
 
 STEPS = 8
@@ -163,7 +163,6 @@ import torch
 torch.set_num_threads(1)
 from pathlib import Path
 from topa.config import AlignConfig, load_config
-from topa.train import align as alignment
 from topa.train.run import RunLog
 from conftest import HashEncoder
 
@@ -229,8 +228,8 @@ def make_trainer(settings, tideos, hash_encoder, make_tiny_llm, tmp_path):
             tasks=config.data.tasks,
             blind=0.3,
         )
-        arguments = alignment._arguments(
-            config.train, tmp_path / "checkpoints", config.train.max_steps, False, False
+        arguments = make_arguments(
+            config.train, tmp_path / "checkpoints", config.train.max_steps, False, False, model
         )
         return TopaTrainer(
             model,

@@ -14,6 +14,8 @@ from topa.model.scoring import score_options
 from topa.model.topa import TopaForConditionalGeneration
 from topa.train.validation import Validation
 
+TASKS = {"contrast": 1.0}
+
 
 @pytest.fixture
 def parts(tiny_llm, tideos, hash_encoder):
@@ -26,7 +28,7 @@ def parts(tiny_llm, tideos, hash_encoder):
 
 def test_accuracies_are_those_of_a_plain_loop(parts):
     model, builder, tideos, features = parts
-    found = Validation(tideos, features, builder, 4, batch_size=2).measure(model)
+    found = Validation.of_tideos(tideos, features, builder, 4, TASKS, batch_size=2).measure(model)
     right = {"accuracy": 0, "raw_accuracy": 0, "blind_accuracy": 0}
     total = 0
     for i, tideo in enumerate(tideos):
@@ -44,8 +46,10 @@ def test_accuracies_are_those_of_a_plain_loop(parts):
 
 def test_the_order_of_the_tideos_does_not_matter(parts):
     model, builder, tideos, features = parts
-    first = Validation(tideos, features, builder, 4, batch_size=2).measure(model)
-    again = Validation(tideos[::-1], reverse(features), builder, 4, batch_size=3).measure(model)
+    first = Validation.of_tideos(tideos, features, builder, 4, TASKS, batch_size=2).measure(model)
+    again = Validation.of_tideos(
+        tideos[::-1], reverse(features), builder, 4, TASKS, batch_size=3
+    ).measure(model)
     assert first == again
 
 

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from topa.data.lengths import OnOverlong, fit_prompt
+from topa.data.lengths import OnOverlong
+from topa.data.sampling import Drawing, DrawnDataset, Sample
 from topa.data.templates import OPEN_INSTRUCTION, Prompt, PromptBuilder
 from topa.errors import ConfigError, DataError
 from topa.features.store import TideoFeatures, sample_rows
 from topa.tideo.schema import Question, Tideo
+
+__all__ = ["TASKS", "Sample", "TideoDataset", "refers_to_others", "shuffle_options"]
 
 TASKS = ("choice", "caption", "open", "contrast", "recognise")
 _REFERS_TO_OTHERS = re.compile(
@@ -26,23 +27,6 @@ _SHARE_OF_OPEN_ANSWERS = 0.5  # of the contrast task's questions; the rest saves
 _NUM_RECOGNISED = 3  # questions of the recognise task per Tideo
 _NUM_DISTRACTORS = 4
 _MAX_DRAWS = 50  # of distractors; Tideos that show the same things give fewer
-
-
-@dataclass
-class Sample:
-    """One prompt with the features of its video.
-
-    Attributes:
-        prompt: The prompt.
-        features: [n, d] unit frame features, n <= num_frames.
-        blind: Whether the video is masked, and no option is to be preferred.
-        task: Number of its task in TASKS.
-    """
-
-    prompt: Prompt
-    features: Tensor
-    blind: bool = False
-    task: int = 0
 
 
 def refers_to_others(option: str) -> bool:
@@ -72,7 +56,7 @@ def _texts_of(tideo: Tideo, kind: str) -> list[str]:
     return [text for frame in tideo.frames for text in frame.objects]
 
 
-class TideoDataset(Dataset[Sample]):
+class TideoDataset(DrawnDataset):
     """Draws one task per Tideo and epoch (DESIGN section 2, "Tasks").
 
     Tasks:
@@ -112,11 +96,8 @@ class TideoDataset(Dataset[Sample]):
         max_length: int | None = None,
         overlong: OnOverlong = "cut",
     ):
-        unknown = set(tasks) - set(TASKS)
-        if unknown or sum(tasks.values()) <= 0:
-            raise ConfigError(
-                f"tasks {sorted(tasks)} are not usable", where="data.tasks", mend=f"Use {TASKS}."
-            )
+        drawing = Drawing(num_frames, tasks, seed, noise, blind, max_length, overlong)
+        super().__init__(builder, drawing, TASKS)
         if not tideos:
             raise ConfigError("no Tideos left to train on", where="data.tideos")
         if tasks.get("recognise", 0) > 0 and len(tideos) < 2:
@@ -125,50 +106,14 @@ class TideoDataset(Dataset[Sample]):
                 where="data.tasks.recognise",
                 mend="Use more Tideos, or leave this task out.",
             )
-        self.tideos, self.features, self.builder = list(tideos), features, builder
-        self.num_frames, self.seed = num_frames, seed
-        self.object_dropout, self.noise, self.blind = object_dropout, noise, blind
-        self.max_length, self.overlong = max_length, overlong
-        self.task_names = list(tasks)
-        weights = np.array([tasks[name] for name in self.task_names], dtype=np.float64)
-        self.task_weights = weights / weights.sum()
-        self.epoch = 0
+        self.tideos, self.features = list(tideos), features
+        self.object_dropout = object_dropout
 
     def __len__(self) -> int:
         return len(self.tideos)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose which epoch's draws `__getitem__` gives."""
-        self.epoch = epoch
-
-    def length(self, index: int) -> int:
-        """Return the tokens of the sample at `index` in this epoch, 0 if it is left out."""
-        prompt, _ = self._fit(self._draw(index)[0])
-        return len(prompt) if prompt is not None else 0
-
-    def __getitem__(self, index: int) -> Sample:
-        if index < 0:  # a filler (see `topa.data.batches`): one frame, nothing to learn
-            return Sample(self.builder.caption(), self.features.of(-1 - index)[:1])
-        prompt, task, blind, rng = self._draw(index)
-        fitted, frames = self._fit(prompt)
-        if fitted is None:
-            raise DataError(
-                f"the prompt has {len(prompt)} tokens, at most {self.max_length} are allowed",
-                where=f"Tideo {self.tideos[index].id}",
-                mend="Raise data.max_length.",
-            )
-        return Sample(fitted, self._frame_features(index, frames, rng), blind, TASKS.index(task))
-
-    def _fit(self, prompt: Prompt) -> tuple[Prompt | None, int]:
-        per_frame = self.builder.num_slots // self.num_frames
-        return fit_prompt(prompt, self.max_length, self.num_frames, per_frame, self.overlong)
-
-    def _draw(self, index: int) -> tuple[Prompt, str, bool, np.random.Generator]:
-        """Draw the task and build its prompt; the generator goes on to the features."""
-        rng = np.random.default_rng((self.seed, self.epoch, index))
-        task = self.task_names[rng.choice(len(self.task_names), p=self.task_weights)]
-        prompt = getattr(self, f"_{task}")(index, rng)
-        return prompt, task, bool(task == "contrast" and rng.random() < self.blind), rng
+    def _name(self, index: int) -> str:
+        return f"Tideo {self.tideos[index].id}"
 
     # Tasks ----------------------------------------------------------------------------
 
@@ -258,17 +203,11 @@ class TideoDataset(Dataset[Sample]):
     # Features -------------------------------------------------------------------------
 
     def _frame_features(self, index: int, frames: int, rng: np.random.Generator) -> Tensor:
-        """Return [n, d] features of at most `frames` frames, with the augmentations asked for."""
         first, last = self.features.frame_offsets[index : index + 2].tolist()
         rows = [first + row for row in sample_rows(last - first, frames)]
         if self.object_dropout > 0:
-            shown = torch.stack([self._partial_frame(row, rng) for row in rows])
-        else:
-            shown = self.features.frames[rows]
-        if self.noise > 0:
-            noise = rng.normal(0.0, self.noise**0.5, shown.shape)
-            shown = F.normalize(shown + torch.from_numpy(noise).to(shown.dtype), dim=-1)
-        return shown
+            return torch.stack([self._partial_frame(row, rng) for row in rows])
+        return self.features.frames[rows]
 
     def _partial_frame(self, row: int, rng: np.random.Generator) -> Tensor:
         """Return one frame's feature [d] from a random non-empty part of its texts."""

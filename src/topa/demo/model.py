@@ -20,7 +20,8 @@ from topa.model.loading import load_model
 from topa.model.topa import TopaForConditionalGeneration
 from topa.runs import read_jsonl
 from topa.tideo.textvid import load_tideos
-from topa.train.align import AlignResult, align
+from topa.train.align import align
+from topa.train.session import TrainResult
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "embedded.yaml"
 """Settings of the embedded pre-alignment; in a checkout configs/embedded.yaml is this file."""
@@ -140,7 +141,7 @@ def train(narrator: Narrator, config: AlignConfig) -> dict[str, Any]:
     return summary
 
 
-def summarise(result: AlignResult, history: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def summarise(result: TrainResult, history: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return the outcome of a training, with its first and its last validation."""
     steps = {row["step"]: row for row in history}  # in the order of the log
     ends = dict.fromkeys([*list(steps)[:1], *list(steps)[-1:]])
