@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from topa.cli.alignment import align
+from topa.cli.alignment import align, finetune
 from topa.cli.answers import ask, describe
 from topa.cli.bench import bench
 from topa.cli.evaluation import evaluate
@@ -21,6 +21,7 @@ from topa.cli.generation import generate, list_seeds, show_prompt
 from topa.cli.machine import DemoCommand, demo, doctor
 from topa.cli.official import check as check_official
 from topa.cli.official import export, import_
+from topa.cli.plan import plan
 from topa.cli.serving import serve, ui
 from topa.cli.terminal import print_error, silence_libraries
 from topa.cli.textvid import check
@@ -95,7 +96,7 @@ def _start(
         typer.echo(context.get_help())
 
 
-for _command in (align, ask, bench, describe, encode, evaluate, doctor, serve, ui):
+for _command in (align, ask, bench, finetune, plan, describe, encode, evaluate, doctor, serve, ui):
     app.command()(_command)
 app.command(cls=DemoCommand)(demo)
 
