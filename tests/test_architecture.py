@@ -20,7 +20,8 @@ MAX_FUNCTION_LINES = 70
 # Data flows one way: a part imports from itself and from the parts of earlier lines only.
 ORDER = [
     {"errors"},
-    {"runs", "config"},
+    {"runs", "settings"},
+    {"config"},
     {"weights"},
     {"tideo"},
     {"features"},
