@@ -20,7 +20,8 @@ from topa.model.language import Language, load_language
 from topa.tideo.backends import Call, Completion, RejectedFault
 
 _TOP_P = 0.9
-_REPEAT = 1.15  # what has been said gets less likely by this factor, or options repeat
+_REPEAT = 1.1  # what was said lately gets less likely by this factor, or options repeat
+_LATELY = 48
 
 
 class LanguageWriter:
@@ -129,7 +130,7 @@ def _sample(
 ) -> int:
     """Return a token drawn from [vocabulary] logits: repetition penalty, temperature, top-p."""
     if written:
-        said = torch.tensor(sorted(set(written)))
+        said = torch.tensor(sorted(set(written[-_LATELY:])))
         values = logits[said]
         # Dividing would make negative ones likelier (Keskar et al., 2019, section 4.1).
         logits[said] = torch.where(values > 0, values / _REPEAT, values * _REPEAT)

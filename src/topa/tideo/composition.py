@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from topa.runs import digest
 from topa.tideo.backends import Call, Completion
@@ -20,10 +21,29 @@ from topa.tideo.prompts import (
     build_messages,
     build_story_messages,
 )
-from topa.tideo.schema import Tideo
 from topa.tideo.seeds import Seed
 
-Composition = Generator[Call, Completion, tuple[Tideo, list[str]]]
+Composition = Generator[Call, Completion, tuple[dict[str, Any], list[str]]]
+"""Yields calls, is sent their replies, and returns the result with notes on it."""
+
+
+class Task(Protocol):
+    """Anything that a run does for each of its items, which are dataclasses.
+
+    Attributes:
+        model: Name of the model that is asked.
+    """
+
+    @property
+    def model(self) -> str: ...
+
+    def key_of(self, item: Any) -> str:
+        """Return the journal's key of an item."""
+        ...
+
+    def compose(self, item: Any, key: str) -> Composition:
+        """Return the calls that an item takes; its result is what the journal keeps."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -51,6 +71,10 @@ class Recipe:
         """Return the journal's key of a seed: hash(seed, prompt version, model, schema)."""
         return digest(seed.source, seed.text, *self._identity)
 
+    def compose(self, item: Seed, key: str) -> Composition:
+        """Return the calls that write a seed's Tideo."""
+        return compose_tideo(item, self, key)
+
     @property
     def _identity(self) -> tuple[str, str, str]:
         # Computed once: a run asks for it with every seed.
@@ -62,7 +86,7 @@ class Recipe:
 
 
 def compose_tideo(seed: Seed, recipe: Recipe, key: str) -> Composition:
-    """Yield the calls that write a seed's Tideo; return it with what was left out of it.
+    """Yield the calls that write a seed's Tideo; return its fields and what was left out.
 
     One call, or two in two-step mode, and after a wrong reply as many corrections as the
     recipe allows.
@@ -92,9 +116,9 @@ def compose_tideo(seed: Seed, recipe: Recipe, key: str) -> Composition:
         reply = yield call(asked, True)
         step += 1
         try:
-            return finish_tideo(
-                parse_draft(reply.text), seed=seed, key=key, min_questions=style.questions[0]
-            )
+            draft = parse_draft(reply.text)
+            tideo, notes = finish_tideo(draft, seed=seed, key=key, min_questions=style.questions[0])
+            return tideo.model_dump(exclude_none=True), notes
         except DraftError as error:
             if not left:
                 raise

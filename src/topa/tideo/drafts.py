@@ -23,7 +23,7 @@ OBJECTS = (1, 5)
 WRONG = 4
 _KINDS = ("temporal", "causal", "descriptive")
 # Options that speak of other options must stay in their places.
-_REFERS = re.compile(
+REFERS = re.compile(
     r"\b(?:(?:all|none|neither|both) of (?:the|these)\b|[A-E] and [A-E]\b|above\b)", re.IGNORECASE
 )
 
@@ -225,9 +225,9 @@ def _place_options(item: _DraftQuestion, rng: random.Random) -> Question:
     place = rng.randrange(len(options))  # drawn always, so that one question moves no other
     rest = item.wrong
     rng.shuffle(rest)
-    if any(_REFERS.search(option) for option in options):
+    if any(REFERS.search(option) for option in options):
         # "All of these" comes last, wherever the right one is.
-        ordered = sorted(options, key=lambda option: bool(_REFERS.search(option)))
+        ordered = sorted(options, key=lambda option: bool(REFERS.search(option)))
     else:
         ordered = [*rest[:place], item.right, *rest[place:]]
     return Question(

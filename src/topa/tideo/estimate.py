@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from topa.tideo.composition import Recipe, compose_tideo
-from topa.tideo.generate import Pace
+from topa.tideo.pace import Pace
 from topa.tideo.seeds import Seed
 from topa.tideo.textvid import load_textvid
 

@@ -7,22 +7,19 @@ import contextlib
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt
 
-from topa.errors import ConfigError
 from topa.tideo.backends import Backend, BusyFault, Call, Completion, RefusedFault, RejectedFault
-from topa.tideo.composition import Recipe, compose_tideo, replay
+from topa.tideo.composition import Task, replay
 from topa.tideo.drafts import DraftError
 from topa.tideo.journal import (
     FOLDER,
     MAIN,
     Journal,
     JournalState,
-    Ledger,
     answer_row,
     count_row,
     done_row,
@@ -32,8 +29,8 @@ from topa.tideo.journal import (
     sent_row,
     usage_of,
 )
-from topa.tideo.pace import Backoff, Gate, Purse
-from topa.tideo.seeds import Seed
+from topa.tideo.pace import Backoff, Gate, Pace, Purse, length_of, make_limits, tokens_of
+from topa.tideo.status import RunStatus
 
 _SYNC_SECONDS = 2.0
 _BREAKER = 5  # seeds in a row whose every attempt failed, without one reply between
@@ -41,89 +38,12 @@ _UNREACHED = "unreached: "
 """Starts the reason of seeds that failed for the server's sake; they are tried again."""
 
 
-@dataclass(frozen=True)
-class Pace:
-    """Limits of a run.
-
-    Attributes:
-        concurrency: Most requests at once.
-        attempts: Of one request.
-        budget: USD in all, runs before this one in the same folder included; None for no limit.
-        price_in: USD per million prompt tokens.
-        price_out: USD per million completion tokens.
-        requests_per_minute: None for no limit.
-        tokens_per_minute: None for no limit; counted before sending, at the most.
-        first_wait: Seconds that bound the first back-off.
-    """
-
-    concurrency: int = 64
-    attempts: int = 12
-    budget: float | None = None
-    price_in: float = 0.0
-    price_out: float = 0.0
-    requests_per_minute: float | None = None
-    tokens_per_minute: float | None = None
-    first_wait: float = 0.5
-
-    def most_of(self, call: Call) -> float:
-        """Return USD that a call may cost at most, three characters of prompt to a token."""
-        return self.cost(-(-length_of(call) // 3), call.max_tokens)
-
-    def cost(self, prompt_tokens: int, completion_tokens: int) -> float:
-        """Return USD of so many tokens."""
-        return (prompt_tokens * self.price_in + completion_tokens * self.price_out) / 1e6
-
-
-@dataclass
-class RunStatus:
-    """Where a live run stands.
-
-    Attributes:
-        total: Seeds.
-        done: Finished ones, of earlier runs too.
-        failed: Failed ones.
-        ledger: Totals, of earlier runs too.
-        started: `time.monotonic()` at the beginning of this run.
-        begun: `done` plus `failed` at that time.
-        at_once: Requests let through at once.
-        stopped: Why the run ended before its seeds: `budget`, `interrupted`, or the reason of
-            a server that refuses or does not answer; None where it came to its end.
-    """
-
-    total: int
-    done: int = 0
-    failed: int = 0
-    ledger: Ledger = field(default_factory=Ledger)
-    started: float = field(default_factory=time.monotonic)
-    begun: int = 0
-    at_once: int = 0
-    stopped: str | None = None
-
-    @property
-    def rate(self) -> float:
-        """Seeds a second in this run."""
-        past = time.monotonic() - self.started
-        return (self.done + self.failed - self.begun) / past if past > 0 else 0.0
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the outcome as plain values."""
-        found = asdict(self)
-        for name in ("started", "begun", "at_once"):
-            found.pop(name)
-        return {
-            **found,
-            "left": self.total - self.done - self.failed,
-            "rate": self.rate,
-            "ledger": self.ledger.to_dict(),
-        }
-
-
 class Run:
     """Writes Tideos for seeds, each exactly once, into the journal of a folder.
 
     Args:
-        seeds: All different.
-        recipe: What is asked for.
+        seeds: All different; or the items of another task.
+        recipe: What is asked for; or another task.
         backend: Who is asked.
         out: Folder of the run.
         pace: How fast, and how dear at most.
@@ -133,8 +53,8 @@ class Run:
 
     def __init__(
         self,
-        seeds: Sequence[Seed],
-        recipe: Recipe,
+        seeds: Sequence[Any],
+        recipe: Task,
         backend: Backend,
         out: str | Path,
         pace: Pace | None = None,
@@ -185,7 +105,7 @@ class Run:
             most = min(most, self.backend.parallel)
         self._gate = Gate(most)
         self._purse = Purse(self.pace.budget, state.ledger.cost + state.ledger.open_cost)
-        self._limits = _make_limits(self.pace)
+        self._limits = make_limits(self.pace)
         pending = self._pending(state)
         with _stop_on_signals(self._interrupt) as cancelled:
             workers = [asyncio.create_task(self._work(pending)) for _ in range(most)]
@@ -204,9 +124,9 @@ class Run:
             progress(status)
         return status
 
-    def _pending(self, state: JournalState) -> Iterator[tuple[str, Seed]]:
+    def _pending(self, state: JournalState) -> Iterator[tuple[str, Any]]:
         """Count what is finished, and yield the rest one by one as workers ask for it."""
-        todo: list[tuple[str, Seed]] = []
+        todo: list[tuple[str, Any]] = []
         for seed in self.seeds:
             key = self.recipe.key_of(seed)
             why = state.failed.get(key)
@@ -237,15 +157,15 @@ class Run:
                 synced = time.monotonic()
             await asyncio.sleep(0.5)
 
-    async def _work(self, pending: Iterator[tuple[str, Seed]]) -> None:
+    async def _work(self, pending: Iterator[tuple[str, Any]]) -> None:
         for key, seed in pending:
             if self._stopping.is_set():
                 return
             await self._write(key, seed)
 
-    async def _write(self, key: str, seed: Seed) -> None:
+    async def _write(self, key: str, seed: Any) -> None:
         """Bring one seed to its end: a Tideo, a failure, or left for the next run."""
-        composition = compose_tideo(seed, self.recipe, key)
+        composition = self.recipe.compose(seed, key)
         step = 0
         usage: dict[str, Any] | None = None
         text = ""
@@ -277,9 +197,7 @@ class Run:
         except _Halted:
             pass
 
-    def _fail(
-        self, key: str, seed: Seed, why: str, text: str, usage: dict[str, Any] | None
-    ) -> None:
+    def _fail(self, key: str, seed: Any, why: str, text: str, usage: dict[str, Any] | None) -> None:
         self._record(failed_row(key, seed, why, text, usage))
         self._status.failed += 1
 
@@ -310,7 +228,7 @@ class Run:
 
     async def _attempt(self, call: Call, key: str, step: int, most: float) -> Completion:
         for limiter, amount in self._limits:
-            await limiter.acquire(1 if amount == "requests" else _bounded(limiter, call))
+            await limiter.acquire(1 if amount == "requests" else tokens_of(call, limiter))
         if self._stopping.is_set():
             raise _Halted
         if not await self._purse.reserve(most):
@@ -344,36 +262,6 @@ class Run:
 
 class _Halted(Exception):
     """The run is stopping; this seed is left for the next one."""
-
-
-def length_of(call: Call) -> int:
-    """Return the characters that a call sends."""
-    return sum(len(message["content"]) for message in call.messages)
-
-
-def _make_limits(pace: Pace) -> list[tuple[Any, str]]:
-    """Return the limiters of requests and of tokens a minute."""
-    from aiolimiter import AsyncLimiter
-
-    limits = []
-    if pace.requests_per_minute is not None:
-        limits.append((AsyncLimiter(*_window(pace.requests_per_minute)), "requests"))
-    if pace.tokens_per_minute is not None:
-        limits.append((AsyncLimiter(pace.tokens_per_minute, 60), "tokens"))
-    return limits
-
-
-def _window(per_minute: float) -> tuple[float, float]:
-    """Return the rate as so many in a time: short windows keep bursts small."""
-    if per_minute <= 0:
-        raise ConfigError("must be above 0", where="--rpm")
-    return (1, 60 / per_minute) if per_minute < 60 else (per_minute / 60, 1)
-
-
-def _bounded(limiter: Any, call: Call) -> float:
-    """Return the tokens of a call; one that is larger than a minute's worth takes all of it."""
-    tokens = -(-length_of(call) // 3) + call.max_tokens
-    return min(float(tokens), float(limiter.max_rate))
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ asked for again, and replies that were paid for but not finished with are used. 
 - sent: a request is about to leave, with what it may cost at most
 - fault: it brought no reply (429, 500, time-out, ...)
 - answer: it brought a reply that is a step on the way, kept as it came
-- done: it brought a reply that finished the Tideo, which is on the line
+- done: it brought a reply that finished the seed, whose result is on the line
 - failed: the seed came to nothing, with the reason; the raw replies are on the lines before
 """
 
@@ -23,8 +23,6 @@ from typing import Any
 
 from topa.errors import ConfigError, DataError
 from topa.tideo.backends import Completion
-from topa.tideo.schema import Tideo
-from topa.tideo.seeds import Seed
 
 FOLDER = "journal"
 MAIN = "main.jsonl"
@@ -146,20 +144,20 @@ def answer_row(key: str, step: int, reply: Completion, usage: dict[str, Any]) ->
 
 
 def done_row(
-    key: str, tideo: Tideo, notes: list[str], usage: dict[str, Any] | None
+    key: str, result: dict[str, Any], notes: list[str], usage: dict[str, Any] | None
 ) -> dict[str, Any]:
-    """Return the line of a finished Tideo, with what was left out of the draft."""
-    row: dict[str, Any] = {"t": "done", "key": key, "tideo": tideo.model_dump(exclude_none=True)}
+    """Return the line of a finished item, with notes on what was left out."""
+    row: dict[str, Any] = {"t": "done", "key": key, "result": result}
     if notes:
         row["notes"] = notes
     return {**row, "usage": usage}
 
 
 def failed_row(
-    key: str, seed: Seed, why: str, text: str, usage: dict[str, Any] | None
+    key: str, item: Any, why: str, text: str, usage: dict[str, Any] | None
 ) -> dict[str, Any]:
-    """Return the line of a seed that came to nothing, with the last reply as it came."""
-    row = {"t": "failed", "key": key, "seed": asdict(seed), "why": why, "text": text}
+    """Return the line of an item that came to nothing, with the last reply as it came."""
+    row = {"t": "failed", "key": key, "item": asdict(item), "why": why, "text": text}
     return {**row, "usage": usage}
 
 

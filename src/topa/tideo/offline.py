@@ -12,9 +12,8 @@ from typing import Any
 from topa.errors import ConfigError, DataError
 from topa.runs import read_jsonl
 from topa.tideo.backends import BusyFault, Call, Completion, read_completion, response_format
-from topa.tideo.composition import Recipe, compose_tideo, replay
+from topa.tideo.composition import Recipe, replay
 from topa.tideo.drafts import DraftError
-from topa.tideo.generate import Pace, length_of
 from topa.tideo.journal import (
     FOLDER,
     MAIN,
@@ -27,6 +26,7 @@ from topa.tideo.journal import (
     sent_row,
     usage_of,
 )
+from topa.tideo.pace import Pace, length_of
 from topa.tideo.results import write_lines
 from topa.tideo.seeds import Seed
 
@@ -84,7 +84,7 @@ def _request_lines(
         key = recipe.key_of(seed)
         if key in state.done or key in state.failed:
             continue
-        call = replay(compose_tideo(seed, recipe, key), state.replies.get(key, []))
+        call = replay(recipe.compose(seed, key), state.replies.get(key, []))
         body: dict[str, Any] = {
             "model": recipe.model,
             "messages": call.messages,
@@ -168,7 +168,7 @@ class _Importer:
     def _advance(self, key: str, step: int, replies: list[Completion], reply: Completion) -> None:
         """Go one step on with a seed, and write down where that leads."""
         seed = self.seeds[key]
-        composition = compose_tideo(seed, self.recipe, key)
+        composition = self.recipe.compose(seed, key)
         call = replay(composition, replies)
         prompt, completion, estimated = usage_of(reply, length_of(call))
         cost = self.pace.cost(prompt, completion)

@@ -5,13 +5,49 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
+from dataclasses import dataclass
+from typing import Any
 
 from tenacity import RetryCallState
 
-from topa.tideo.backends import BusyFault
+from topa.errors import ConfigError
+from topa.tideo.backends import BusyFault, Call
 
 _SHRINK = 0.5
 _MAX_WAIT = 60.0
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Limits of a run.
+
+    Attributes:
+        concurrency: Most requests at once.
+        attempts: Of one request.
+        budget: USD in all, runs before this one in the same folder included; None for no limit.
+        price_in: USD per million prompt tokens.
+        price_out: USD per million completion tokens.
+        requests_per_minute: None for no limit.
+        tokens_per_minute: None for no limit; counted before sending, at the most.
+        first_wait: Seconds that bound the first back-off.
+    """
+
+    concurrency: int = 64
+    attempts: int = 12
+    budget: float | None = None
+    price_in: float = 0.0
+    price_out: float = 0.0
+    requests_per_minute: float | None = None
+    tokens_per_minute: float | None = None
+    first_wait: float = 0.5
+
+    def most_of(self, call: Call) -> float:
+        """Return USD that a call may cost at most, three characters of prompt to a token."""
+        return self.cost(-(-length_of(call) // 3), call.max_tokens)
+
+    def cost(self, prompt_tokens: int, completion_tokens: int) -> float:
+        """Return USD of so many tokens."""
+        return (prompt_tokens * self.price_in + completion_tokens * self.price_out) / 1e6
 
 
 class Gate:
@@ -115,3 +151,33 @@ class Backoff:
         bound = min(self.most, self.first * 2 ** min(state.attempt_number - 1, 30))
         asked = error.wait if isinstance(error, BusyFault) else 0.0
         return asked + random.uniform(0, bound)
+
+
+def length_of(call: Call) -> int:
+    """Return the characters that a call sends."""
+    return sum(len(message["content"]) for message in call.messages)
+
+
+def make_limits(pace: Pace) -> list[tuple[Any, str]]:
+    """Return the limiters of requests and of tokens a minute."""
+    from aiolimiter import AsyncLimiter
+
+    limits = []
+    if pace.requests_per_minute is not None:
+        limits.append((AsyncLimiter(*_window(pace.requests_per_minute)), "requests"))
+    if pace.tokens_per_minute is not None:
+        limits.append((AsyncLimiter(pace.tokens_per_minute, 60), "tokens"))
+    return limits
+
+
+def _window(per_minute: float) -> tuple[float, float]:
+    """Return the rate as so many in a time: short windows keep bursts small."""
+    if per_minute <= 0:
+        raise ConfigError("must be above 0", where="--rpm")
+    return (1, 60 / per_minute) if per_minute < 60 else (per_minute / 60, 1)
+
+
+def tokens_of(call: Call, limiter: Any) -> float:
+    """Return the tokens of a call; one that is larger than a minute's worth takes all of it."""
+    tokens = -(-length_of(call) // 3) + call.max_tokens
+    return min(float(tokens), float(limiter.max_rate))

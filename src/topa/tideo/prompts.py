@@ -30,6 +30,8 @@ Every frame caption is one sentence about one moment, and stands on its own: it 
 "then", "again" or "the same". Things keep their looks from frame to frame. Something happens or \
 changes from beginning to end."""
 
+_PLAIN = "You describe short videos, frame by frame, and ask questions about them."
+
 _STYLES: dict[Source, str] = {
     "howto": "The seed is the title of a how-to video. Show the steps, with their materials and"
     " tools, from beginning to result.",
@@ -127,6 +129,8 @@ class PromptStyle:
         questions: Least and most questions asked for.
         objects: Least and most objects of a frame asked for.
         length: Most characters of a text; None leaves it to the model.
+        pool: The part of TextVid-mini that examples come from; `everyday` has short ones.
+        plain: Say nothing but seeds and examples, for models that instructions confuse.
     """
 
     mode: Literal["one", "two"] = "one"
@@ -135,11 +139,21 @@ class PromptStyle:
     questions: tuple[int, int] = QUESTIONS
     objects: tuple[int, int] = OBJECTS
     length: int | None = None
+    pool: Literal["train", "everyday"] = "train"
+    plain: bool = False
 
     @property
     def version(self) -> str:
         """Names everything that the prompt of a seed depends on; part of a journal's keys."""
-        texts = [_SYSTEM, _TASK, _STORY_TASK, _STRUCTURE_TASK, _CORRECTION, *_STYLES.values()]
+        texts = [
+            _SYSTEM,
+            _PLAIN,
+            _TASK,
+            _STORY_TASK,
+            _STRUCTURE_TASK,
+            _CORRECTION,
+            *_STYLES.values(),
+        ]
         levers = [*_CAMERAS, *_PLACES, *_PEOPLE, *_MOMENTS, *_FOCUS]
         return f"{VERSION}-{self.mode}-{digest(repr(self), *texts, *levers)[:8]}"
 
@@ -149,8 +163,16 @@ class PromptStyle:
         return draft_schema(self.frames, self.questions, self.objects, length=self.length)
 
 
-COMPACT = PromptStyle(examples=0, frames=(5, 6), questions=(3, 3), objects=(1, 2), length=90)
-"""What a very small model manages: few frames and questions, short texts, nothing to copy."""
+COMPACT = PromptStyle(
+    examples=3,
+    frames=(5, 5),
+    questions=(3, 3),
+    objects=(1, 2),
+    length=80,
+    pool="everyday",
+    plain=True,
+)
+"""What a very small model manages: few frames and questions, short texts, short examples."""
 
 
 def draw_levers(seed: Seed, style: PromptStyle) -> list[str]:
@@ -176,20 +198,22 @@ def build_messages(seed: Seed, style: PromptStyle, *, story: str | None = None) 
         style: How it is asked for.
         story: What the model answered to `build_story_messages`, in two-step mode.
     """
-    messages: list[Message] = [{"role": "system", "content": _SYSTEM}]
+    messages: list[Message] = [{"role": "system", "content": _PLAIN if style.plain else _SYSTEM}]
     task = _TASK.format(
         frames=_spell(style.frames),
         questions=_spell(style.questions),
         objects=_spell(style.objects),
     )
-    for text, draft in _draw_examples(seed, style.examples):
-        asked = f"Seed: {text}\n\n{task}" if len(messages) == 1 else f"Seed: {text}"
+    for text, draft in _draw_examples(seed, style):
+        asked = f"Seed: {text}"
+        if len(messages) == 1 and not style.plain:
+            asked = f"{asked}\n\n{task}"
         messages.append({"role": "user", "content": asked})
         messages.append({"role": "assistant", "content": draft})
     content = _introduce(seed, style)
     if story is not None:
         content = f"{_STRUCTURE_TASK}{content}\n\nThe video:\n{story}"
-    if len(messages) == 1 or story is not None:
+    if (len(messages) == 1 and not style.plain) or story is not None:
         content = f"{content}\n\n{task}"
     return [*messages, {"role": "user", "content": content}]
 
@@ -211,6 +235,8 @@ def build_correction(messages: Sequence[Message], reply: str, problem: str) -> l
 
 
 def _introduce(seed: Seed, style: PromptStyle) -> str:
+    if style.plain:
+        return f"Seed: {seed.text}"
     levers = "; ".join(draw_levers(seed, style))
     return (
         f"Seed: {seed.text}\n{_STYLES[seed.source]}\n"
@@ -222,16 +248,16 @@ def _spell(bounds: tuple[int, int]) -> str:
     return str(bounds[0]) if bounds[0] == bounds[1] else f"{bounds[0]} to {bounds[1]}"
 
 
-def _draw_examples(seed: Seed, count: int) -> list[tuple[str, str]]:
-    pool = _pool(seed.source)
+def _draw_examples(seed: Seed, style: PromptStyle) -> list[tuple[str, str]]:
+    pool = _pool(seed.source, style.pool)
     rng = random.Random(f"examples/{seed.source}/{seed.text}")
-    return rng.sample(pool, min(count, len(pool)))
+    return rng.sample(pool, min(style.examples, len(pool)))
 
 
 @cache
-def _pool(source: Source) -> list[tuple[str, str]]:
+def _pool(source: Source, split: Literal["train", "everyday"]) -> list[tuple[str, str]]:
     """Return the seeds and drafts of TextVid-mini's Tideos of a source, or all of them."""
-    tideos = load_textvid("train")
+    tideos = load_textvid(split)
     chosen = [tideo for tideo in tideos if tideo.source == source] or tideos
     return [(str(tideo.seed), _show(tideo)) for tideo in chosen]
 

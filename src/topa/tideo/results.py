@@ -26,7 +26,7 @@ def read_results(run: str | Path) -> Iterator[Tideo]:
     for row in _rows(run):
         if row["t"] == "done" and row["key"] not in seen:
             seen.add(row["key"])
-            yield Tideo.model_validate(row["tideo"])
+            yield Tideo.model_validate(row["result"])
 
 
 def read_failures(run: str | Path) -> list[dict[str, Any]]:
@@ -46,7 +46,7 @@ def read_failures(run: str | Path) -> list[dict[str, Any]]:
             failures.pop(key, None)
         elif row["t"] == "failed":
             texts = [*raw.pop(key, []), *([row["text"]] if row["text"] else [])]
-            failures[key] = {"key": key, **row["seed"], "reason": row["why"], "replies": texts}
+            failures[key] = {"key": key, **row["item"], "reason": row["why"], "replies": texts}
     return list(failures.values())
 
 

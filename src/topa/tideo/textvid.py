@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import lzma
+from collections.abc import Iterator
 from functools import cache
 from importlib import resources
+from pathlib import Path
 from typing import Literal
 
-from topa.tideo.schema import Tideo, read_tideos
+from pydantic import ValidationError
+
+from topa.errors import DataError
+from topa.tideo.schema import Tideo, describe_errors, read_tideos
 
 Split = Literal["train", "everyday", "heldout"]
 
@@ -26,13 +31,57 @@ def load_textvid(split: Split = "train") -> tuple[Tideo, ...]:
 
 
 def load_tideos(source: str) -> list[Tideo]:
-    """Return Tideos by name ("textvid", "everyday", "heldout") or from a JSONL file.
+    """Return Tideos by name ("textvid", "everyday", "heldout"), or from a file or folder.
+
+    A file is JSONL or Parquet; a folder is that of a run, of shards, or a packed dataset.
 
     Raises:
-        DataError: The file is missing or holds something that is not a Tideo.
+        DataError: It is missing or holds something that is not a Tideo.
     """
     if source == "textvid":
         return list(load_textvid("train"))
     if source in ("everyday", "heldout"):
         return list(load_textvid("everyday" if source == "everyday" else "heldout"))
-    return read_tideos(source)
+    paths = list_files(source)
+    if len(paths) == 1 and paths[0].suffix != ".parquet":
+        return read_tideos(paths[0])
+    tideos: list[Tideo] = []
+    places: dict[str, str] = {}
+    for path in paths:
+        for tideo in _read_file(path):
+            if tideo.id in places:
+                raise DataError(f"id {tideo.id!r} is also in {places[tideo.id]}", where=path)
+            places[tideo.id] = path.name
+            tideos.append(tideo)
+    return tideos
+
+
+def list_files(source: str | Path) -> list[Path]:
+    """Return the files of Tideos at a path: itself, or those of a run, a dataset or of shards.
+
+    Raises:
+        DataError: The folder holds none.
+    """
+    path = Path(source)
+    if not path.is_dir():
+        return [path]
+    if (path / "tideos.jsonl").is_file():
+        return [path / "tideos.jsonl"]
+    folder = path / "data" if (path / "data").is_dir() else path
+    found = sorted([*folder.glob("*.jsonl"), *folder.glob("*.parquet")])
+    if not found:
+        raise DataError("no files of Tideos in the folder", where=path)
+    return found
+
+
+def _read_file(path: Path) -> Iterator[Tideo]:
+    if path.suffix != ".parquet":
+        yield from read_tideos(path)
+        return
+    from topa.tideo.pack import read_parquet
+
+    for number, row in enumerate(read_parquet(path), start=1):
+        try:
+            yield Tideo.model_validate(row)
+        except ValidationError as error:
+            raise DataError(describe_errors(error), where=f"{path}, row {number}") from None
