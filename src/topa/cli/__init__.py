@@ -14,6 +14,8 @@ from typer.core import TyperGroup
 
 from topa.cli.alignment import align, finetune
 from topa.cli.answers import ask, describe
+from topa.cli.audit import audit
+from topa.cli.batches import export_batch, import_batch
 from topa.cli.bench import bench
 from topa.cli.evaluation import evaluate
 from topa.cli.features import build_memory, encode
@@ -24,7 +26,7 @@ from topa.cli.official import export, import_
 from topa.cli.plan import plan
 from topa.cli.serving import serve, ui
 from topa.cli.terminal import print_error, silence_libraries
-from topa.cli.textvid import check
+from topa.cli.textvid import check, filter_, pack, stats
 from topa.errors import TopaError
 
 __all__ = ["app", "main"]
@@ -109,6 +111,14 @@ _textvid.command("check")(check)
 _textvid.command("seeds")(list_seeds)
 _textvid.command("prompt")(show_prompt)
 _textvid.command("generate")(generate)
+_textvid.command("filter")(filter_)
+_textvid.command("stats")(stats)
+_textvid.command("audit")(audit)
+_textvid.command("pack")(pack)
+_batch = typer.Typer(help="Write Tideos through batch files (OpenAI's format).")
+_batch.command("export")(export_batch)
+_batch.command("import")(import_batch)
+_textvid.add_typer(_batch, name="batch")
 app.add_typer(_textvid, name="textvid")
 
 
