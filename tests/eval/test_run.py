@@ -57,8 +57,8 @@ def test_a_video_that_fails_makes_its_questions_wrong_and_is_listed(topa, videos
     ]
     report = evaluate(topa, questions, videos=videos)
     assert report.n == 5
-    assert [item["qid"] for item in report.failures] == ["1", "2", "4"]
-    reasons = {item["qid"]: item["reason"] for item in report.failures}
+    assert [item["id"] for item in report.failures] == ["1", "2", "4"]
+    reasons = {item["id"]: item["reason"] for item in report.failures}
     assert "absent.mp4: file not found" in reasons["1"]
     assert "text.mp4" in reasons["2"]
     assert reasons["2"] == reasons["4"]
@@ -98,7 +98,7 @@ def test_every_video_is_read_once_even_a_bad_one(topa, videos, monkeypatch):
 def test_predictions_are_those_of_asking_one_by_one(topa, videos, method):
     questions = [ask("0", "a.mp4"), ask("1", "b.mp4", 5), ask("2", "a.mp4", 4), ask("3", "b.mp4")]
     report = evaluate(topa, questions, videos=videos, method=method, num_frames=2)
-    assert [row["qid"] for row in report.predictions] == ["0", "1", "2", "3"]
+    assert [row["id"] for row in report.predictions] == ["0", "1", "2", "3"]
     for question, row in zip(questions, report.predictions, strict=True):
         alone = topa.ask(
             videos / question.video,
@@ -169,7 +169,7 @@ def test_scores_that_are_not_numbers_are_no_answer(topa, videos, monkeypatch):
 
     monkeypatch.setattr(topa, "score", broken)
     report = evaluate(topa, [ask("0", "a.mp4"), ask("1", "a.mp4")], videos=videos)
-    assert [item["qid"] for item in report.failures] == ["1"]
+    assert [item["id"] for item in report.failures] == ["1"]
     assert "not finite" in report.failures[0]["reason"]
     assert report.predictions[1]["predicted"] is None
 

@@ -17,7 +17,8 @@ from topa.cli.answers import ask, describe
 from topa.cli.audit import audit
 from topa.cli.batches import export_batch, import_batch
 from topa.cli.bench import bench
-from topa.cli.evaluation import evaluate
+from topa.cli.benchmarks import check_benchmarks, list_benchmarks, write_lmms_task
+from topa.cli.evaluation import compare, evaluate
 from topa.cli.features import build_memory, encode
 from topa.cli.generation import generate, list_seeds, show_prompt
 from topa.cli.machine import DemoCommand, demo, doctor
@@ -98,7 +99,20 @@ def _start(
         typer.echo(context.get_help())
 
 
-for _command in (align, ask, bench, finetune, plan, describe, encode, evaluate, doctor, serve, ui):
+for _command in (
+    align,
+    ask,
+    bench,
+    compare,
+    finetune,
+    plan,
+    describe,
+    encode,
+    evaluate,
+    doctor,
+    serve,
+    ui,
+):
     app.command()(_command)
 app.command(cls=DemoCommand)(demo)
 
@@ -121,6 +135,12 @@ _batch.command("import")(import_batch)
 _textvid.add_typer(_batch, name="batch")
 app.add_typer(_textvid, name="textvid")
 
+
+_benchmarks = typer.Typer(help="The benchmarks that topa reads: a list, and what a folder lacks.")
+_benchmarks.command("list")(list_benchmarks)
+_benchmarks.command("check")(check_benchmarks)
+_benchmarks.command("lmms")(write_lmms_task)
+app.add_typer(_benchmarks, name="benchmarks")
 
 _official = typer.Typer(help="The authors' checkpoints: take in, check against, write.")
 _official.command("import")(import_)

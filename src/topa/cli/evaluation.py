@@ -1,9 +1,9 @@
-"""topa evaluate: accuracy on a file of questions."""
+"""topa evaluate and topa compare: accuracy or caption scores, and whether two runs differ."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.table import Table
@@ -13,7 +13,6 @@ from topa.cli.terminal import (
     CheckpointOption,
     FramesOption,
     JsonOption,
-    MethodOption,
     NoMemoryOption,
     check_folder_of,
     out,
@@ -24,119 +23,258 @@ from topa.cli.terminal import (
 )
 
 if TYPE_CHECKING:
-    from topa.eval.questions import VideoQuestion
-    from topa.eval.run import Report
-    from topa.tideo.schema import Tideo
+    from topa.eval.captions import CaptionReport
+    from topa.eval.jobs import Job
+    from topa.eval.results import Report
+
+# The names of topa.eval.choosing.EVAL_METHODS, here without loading torch.
+EvalMethodName = Literal[
+    "likelihood",
+    "likelihood-raw",
+    "likelihood-normalised",
+    "likelihood-pmi",
+    "selection",
+    "similarity",
+    "combined",
+    "generation",
+]
 
 
 def evaluate(
-    file: Annotated[
+    name: Annotated[
         str,
         typer.Argument(
-            metavar="FILE.jsonl",
-            help="Questions; without --videos a file of Tideos, or the name heldout.",
+            metavar="NAME|FILE",
+            help="A benchmark (see `topa benchmarks list`), or a file: questions (.jsonl, .csv)"
+            " or Tideos (.jsonl).",
         ),
     ],
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            "--data", metavar="DIR", help="Folder of the benchmark's files.  [default: .]"
+        ),
+    ] = None,
+    split: Annotated[str | None, typer.Option("--split", help="Part of the benchmark.")] = None,
     videos: Annotated[
         Path | None, typer.Option("--videos", metavar="DIR", help="Folder of the videos.")
     ] = None,
-    method: MethodOption = None,
+    features: Annotated[
+        Path | None,
+        typer.Option(
+            "--features",
+            metavar="PATH",
+            help="Instead: image features, one file of all videos or a folder with one each.",
+        ),
+    ] = None,
+    method: Annotated[
+        EvalMethodName | None,
+        typer.Option("--method", help="How options are scored.  [default: the checkpoint's own]"),
+    ] = None,
     blind: BlindOption = False,
+    context: Annotated[
+        bool,
+        typer.Option(
+            "--context/--no-context", help="Answer blind and by similarity too, for comparison."
+        ),
+    ] = True,
+    subtitles: Annotated[
+        bool, typer.Option("--subtitles", help="Read subtitles along (TVQA).")
+    ] = False,
     no_memory: NoMemoryOption = False,
     frames: FramesOption = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="Only the first so many, as a trial.")
+    ] = None,
     save: Annotated[
         Path | None,
-        typer.Option("--out", metavar="REPORT.json", help="Write figures and predictions here."),
+        typer.Option(
+            "--out",
+            metavar="DIR|REPORT.json",
+            help="Folder for predictions and reports, gone on with after a stop; or one file.",
+        ),
+    ] = None,
+    processes: Annotated[
+        int, typer.Option("--processes", min=1, help="Processes that share the work.")
+    ] = 1,
+    shard: Annotated[
+        str | None,
+        typer.Option("--shard", metavar="K/N", help="Do only part K of N, into the same --out."),
     ] = None,
     checkpoint: CheckpointOption = "embedded",
     as_json: JsonOption = False,
 ) -> None:
-    """Measure accuracy on questions about videos or Tideos.
+    """Measure accuracy on questions about videos or Tideos, or score captions.
 
-    A line of FILE.jsonl holds qid, video, question, options and answer (the index of the
-    right option). Questions on a video that cannot be read count as wrong and are listed.
+    Every question of the file counts: a video that cannot be read, a prompt that is too long
+    and an answer that names no option are wrong, and are listed. Beside the accuracy stand
+    chance, the blind LLM, similarity without an LLM, and the standard error by video.
 
     \b
-    topa evaluate questions.jsonl --videos clips/ --out report.json
-    topa evaluate heldout --blind
+    topa evaluate heldout
+    topa evaluate questions.jsonl --videos clips/ --out runs/clips
+    topa evaluate nextqa --data nextqa/ --blind
+    topa evaluate star --data star/ --features star/clipvitl14.pth --checkpoint runs/mine/final
+    topa evaluate msrvtt --data msrvtt/ --videos msrvtt/videos --processes 4 --out runs/msrvtt
     """
-    questions, tideos = _read(file, videos)
-    check_folder_of(save)
-    from topa.answer import Topa
-    from topa.eval.run import evaluate as run
-    from topa.eval.run import tideo_features
+    from topa.eval.jobs import Job
 
+    job = Job(
+        name=name,
+        data=data,
+        split=split,
+        subtitles=subtitles,
+        videos=videos,
+        features=features,
+        method=method,
+        blind=blind,
+        context=context and not blind,
+        use_memory=not no_memory,
+        num_frames=frames,
+        limit=limit,
+        checkpoint=checkpoint,
+    )
+    _run(job, save, processes, shard, as_json)
+
+
+def _run(job: Job, save: Path | None, processes: int, shard: str | None, as_json: bool) -> None:
+    from topa.eval.jobs import read_task, run_job
+    from topa.eval.log import WHOLE, Shard
+
+    part = WHOLE if shard is None else Shard.parse(shard)
+    task = read_task(job)
+    if task.expected is not None:
+        say(f"{task.title}: {task.expected}.")
+    single = save if save is not None and save.suffix == ".json" else None
+    folder = save if single is None else None
+    check_folder_of(single)
     say("Loading the model, its encoder and its memory.")
-    topa = Topa.from_pretrained(checkpoint)
-    with show_progress("videos") as progress:
-        report = run(
-            topa,
-            questions,
-            videos=videos,
-            features=None if tideos is None else tideo_features(tideos, topa),
-            method=method,
-            blind=blind,
-            use_memory=not no_memory,
-            num_frames=frames,
-            progress=progress,
-        )
-    if save is not None:
-        report.save(save)
-    print_failures([(item["qid"], item["reason"]) for item in report.failures])
+    with show_progress("questions") as progress:
+        report = run_job(job, task, out=folder, shard=part, processes=processes, progress=progress)
+    if report is None:
+        typer.echo(f"Part {shard} is done; the report is written when the others are, by the last.")
+        return
+    if single is not None:
+        report.save(single)
+    if folder is not None:
+        from topa.eval.pages import write_pages
+
+        write_pages(report, folder, task.items, job.videos)
+    print_failures([(item["id"], item["reason"]) for item in report.failures])
     if as_json:
         print_json(report.as_dict(predictions=False))
         return
-    _print_table(report)
+    _print_report(report)
     if save is not None:
-        typer.echo(f"Report: {save}")
+        typer.echo(f"Report: {single or save / 'report.html'}")
 
 
-def _read(file: str, videos: Path | None) -> tuple[list[VideoQuestion], list[Tideo] | None]:
-    """Return the questions, and the Tideos they are about if there are no videos.
+def _print_report(report: Report | CaptionReport) -> None:
+    from topa.eval.results import Report
 
-    Raises:
-        ConfigError: No folder of videos, or questions about videos without one.
-        DataError: The file is missing, or a line of it is wrong.
-    """
-    from topa.errors import ConfigError
-    from topa.eval.questions import from_tideos, read_questions
-    from topa.runs import read_jsonl
-    from topa.tideo.textvid import load_tideos
-
-    if videos is not None:
-        if not videos.is_dir():
-            raise ConfigError("no such folder of videos", where=videos, mend="Check the path.")
-        return read_questions(file), None
-    if Path(file).is_file():
-        _, first = next(read_jsonl(file), (0, {}))
-        if "qid" in first and "frames" not in first:
-            raise ConfigError(
-                "these are questions about videos",
-                where=file,
-                mend="Name the folder of the videos with --videos.",
-            )
-    tideos = load_tideos(file)
-    return from_tideos(tideos), tideos
+    if isinstance(report, Report):
+        _print_accuracy(report)
+    else:
+        _print_scores(report)
 
 
-def _print_table(report: Report) -> None:
-    """Print the figures in one row, and one more for each kind of question."""
+def _print_accuracy(report: Report) -> None:
+    """Print the figures in one row, its baselines below, and one for each kind of question."""
+    baselines = list(report.baselines)
     table = Table(box=None, pad_edge=False)
-    for title in ("", "accuracy", "n", "chance", "failures"):
+    for title in ("", "accuracy", "n", "chance", *baselines, "failures"):
         table.add_column(title, justify="left" if not title else "right", no_wrap=True)
     name = f"{report.method}, blind" if report.blind else report.method
     table.add_row(
         name,
         _with_error(report.accuracy, report.stderr),
-        str(report.n),
-        f"{report.chance:.1%}",
+        f"{report.n}" if report.n == report.asked else f"{report.n} of {report.asked}",
+        "" if report.chance is None else f"{report.chance:.1%}",
+        *(_with_error(b["accuracy"], b["stderr"]) for b in report.baselines.values()),
         str(len(report.failures)),
     )
     for kind, figures in report.kinds.items():
-        accuracy = _with_error(figures["accuracy"], figures["stderr"])
-        table.add_row(f"  {kind}", accuracy, str(figures["n"]), f"{figures['chance']:.1%}", "")
+        depth = "  " * (1 + kind.count("/"))
+        table.add_row(
+            f"{depth}{kind.rpartition('/')[2]}",
+            _with_error(figures["accuracy"], figures["stderr"]),
+            str(figures["n"]),
+            f"{figures['chance']:.1%}",
+            *(f"{figures[baseline]:.1%}" for baseline in baselines),
+            "",
+        )
     out.print(table, markup=False)
+    if report.accuracy is None:
+        typer.echo("The right answers are not public: the answers are in submission.json of --out.")
+    typer.echo(
+        f"{report.asked} questions, {report.seconds:.1f} s here,"
+        f" {report.questions_per_second:.2f} questions/s"
+    )
 
 
-def _with_error(accuracy: float, stderr: float | None) -> str:
+def _print_scores(report: CaptionReport) -> None:
+    table = Table("metric", "score", box=None, pad_edge=False)
+    table.columns[1].justify = "right"
+    for name, row in report.scores.items():
+        if row["score"] is None:
+            table.add_row(name, f"none: {row['reason']}")
+        else:
+            error = "" if row["stderr"] is None else f" ± {100 * row['stderr']:.1f}"
+            table.add_row(name, f"{100 * row['score']:.1f}{error}")
+    out.print(table, markup=False)
+    typer.echo(
+        f"{report.n} videos, {len(report.failures)} failures, {report.seconds:.1f} s here,"
+        f" {report.videos_per_second:.2f} videos/s; scores times 100, as papers give them"
+    )
+
+
+def _with_error(accuracy: float | None, stderr: float | None) -> str:
+    if accuracy is None:
+        return "not public"
     return f"{accuracy:.1%}" if stderr is None else f"{accuracy:.1%} ± {stderr * 100:.1f}"
+
+
+def compare(
+    first: Annotated[
+        Path, typer.Argument(metavar="A", help="A folder of `topa evaluate --out`, or its report.")
+    ],
+    second: Annotated[
+        Path, typer.Argument(metavar="B", help="Another one, of the same questions.")
+    ],
+    as_json: JsonOption = False,
+) -> None:
+    """Test whether two runs on the same questions differ, question by question.
+
+    The difference of accuracies (or of caption scores) has a standard error clustered by video;
+    p is that of a two-sided test, and for accuracies also McNemar's exact one.
+
+    \b
+    topa compare runs/adapter runs/lora
+    """
+    from topa.eval.comparison import compare_runs
+
+    found = compare_runs(first, second)
+    if as_json:
+        print_json(found)
+        return
+    table = Table(box=None, pad_edge=False)
+    for title in ("", str(first), str(second), "B - A", "± error", "p", "n"):
+        table.add_column(title, justify="right" if title else "left", no_wrap=True)
+    for row in found["metrics"]:
+        table.add_row(*_comparison_row(row))
+    out.print(table, markup=False)
+    for line in found["notes"]:
+        typer.echo(line)
+
+
+def _comparison_row(row: dict[str, Any]) -> list[str]:
+    error, p = row["stderr"], row["p"]
+    return [
+        row["metric"],
+        f"{100 * row['a']:.1f}",
+        f"{100 * row['b']:.1f}",
+        f"{100 * row['difference']:+.1f}",
+        "" if error is None else f"{100 * error:.1f}",
+        "" if p is None else f"{p:.3g}",
+        str(row["n"]),
+    ]

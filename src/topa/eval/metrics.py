@@ -20,7 +20,7 @@ def accuracy_report(
         right: Whether each of n questions was answered rightly.
         groups: Video of each question.
         num_options: Number of options of each question; chance is the mean of 1 / options.
-        kinds: Kind of each question, where known.
+        kinds: Kind of each question, where known; "causal/CW" counts for "causal" too.
 
     Returns:
         `accuracy`, `chance` and `stderr` as fractions; `stderr` is None where a single video
@@ -36,12 +36,19 @@ def accuracy_report(
         raise ValueError("the accuracy of no questions is not defined")
     report = _summary(right, groups, num_options)
     report["kinds"] = {}
-    for kind in sorted({kind for kind in kinds if kind is not None}):
-        rows = [i for i, found in enumerate(kinds) if found == kind]
+    for kind in _all_kinds(kinds):
+        inside = f"{kind}/"
+        rows = [i for i, k in enumerate(kinds) if k == kind or (k or "").startswith(inside)]
         report["kinds"][kind] = _summary(
             [right[i] for i in rows], [groups[i] for i in rows], [num_options[i] for i in rows]
         )
     return report
+
+
+def _all_kinds(kinds: Sequence[str | None]) -> list[str]:
+    """Return every kind, and every kind of kinds, sorted by name."""
+    names = {kind for kind in kinds if kind is not None}
+    return sorted(names | {name.split("/")[0] for name in names})
 
 
 def _summary(

@@ -1,81 +1,39 @@
-"""Accuracy of a model on a file of questions: every question counts, none is guessed."""
+"""Accuracy of a model on questions: every question counts, none is guessed."""
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from topa.answer import METHODS, Method, Topa
+from topa.answer import Topa
+from topa.data.questions import VideoQuestion
 from topa.data.templates import TEMPLATE_VERSION
 from topa.errors import ConfigError, DataError, VideoError
-from topa.eval.metrics import accuracy_report
-from topa.eval.questions import VideoQuestion
-from topa.features.store import encode_tideos, frame_rows
-from topa.model.topa import TopaForConditionalGeneration
-from topa.runs import environment, write_json
+from topa.eval.choosing import EVAL_METHODS, EvalMethod, choose, measures_of, resolve_method
+from topa.eval.log import WHOLE, PredictionLog, Progress, Row, Shard, run_units
+from topa.eval.measuring import find_overlong, measure, token_limit
+from topa.eval.provenance import fingerprint_of_trainables, fingerprints_of
+from topa.eval.results import Report, make_report
+from topa.eval.sources import Nothing, Source, TextFeatures, VideoFolder
+from topa.features.store import encode_tideos
+from topa.runs import digest
 from topa.tideo.schema import Tideo
 
-Progress = Callable[[str, int, int], None]
-"""Called with the stage ("videos" are read, then "questions" answered), prompts done, and all."""
+__all__ = [
+    "Evaluation",
+    "Report",
+    "evaluate",
+    "fingerprint_of_trainables",
+    "fingerprints_of",
+    "tideo_features",
+]
 
-
-@dataclass(frozen=True)
-class Report:
-    """What an evaluation found, and with what.
-
-    Attributes:
-        accuracy: Share of all questions answered rightly; a failure is a wrong answer.
-        n: Questions in the file.
-        right: Questions answered rightly.
-        chance: Expected accuracy of guessing.
-        stderr: Standard error of the accuracy, clustered by video; None with one video.
-        kinds: The same figures for each known kind of question.
-        failures: qid and reason of each question that could not be answered.
-        method: How options were scored.
-        blind: Whether the video was masked.
-        use_memory: Whether image features were projected through a memory.
-        num_frames: Frames sampled from each video, at most.
-        fingerprints: Of checkpoint, LLM, encoder and memory (None without one).
-        template_version: Version of the prompts.
-        environment: Versions and machine.
-        seconds: Time taken, without loading the model.
-        predictions: qid, answer, predicted (None for a failure) and probabilities.
-    """
-
-    accuracy: float
-    n: int
-    right: int
-    chance: float
-    stderr: float | None
-    kinds: dict[str, dict[str, Any]]
-    failures: list[dict[str, str]]
-    method: str
-    blind: bool
-    use_memory: bool
-    num_frames: int
-    fingerprints: dict[str, str | None]
-    template_version: str
-    environment: dict[str, Any]
-    seconds: float
-    predictions: list[dict[str, Any]]
-
-    def as_dict(self, *, predictions: bool = True) -> dict[str, Any]:
-        """Return the fields for JSON, with or without the predictions."""
-        fields = asdict(self)
-        if not predictions:
-            del fields["predictions"]
-        return fields
-
-    def save(self, path: str | Path) -> None:
-        """Write the report as JSON, whole or not at all."""
-        write_json(path, self.as_dict())
+CLIPS_PER_UNIT = 16
 
 
 def tideo_features(tideos: Sequence[Tideo], topa: Topa) -> dict[str, Tensor]:
@@ -84,23 +42,202 @@ def tideo_features(tideos: Sequence[Tideo], topa: Topa) -> dict[str, Tensor]:
     return {tideo.id: features.of(i) for i, tideo in enumerate(tideos)}
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """One model, questions, where their videos come from, and how options are chosen.
+
+    Attributes:
+        topa: The model.
+        questions: Of different qids; their order is kept.
+        source: Gives the features.
+        method: How an option is chosen; the checkpoint's own by default.
+        blind: Answer without the video.
+        context: Also answer without the video and by similarity, to print beside the accuracy.
+        num_frames: Frames of each video, at most.
+        title: What the questions are, for the report.
+        expected: How they differ from the published ones, None if they do not.
+    """
+
+    topa: Topa
+    questions: Sequence[VideoQuestion]
+    source: Source
+    method: EvalMethod | None = None
+    blind: bool = False
+    context: bool = False
+    num_frames: int | None = None
+    title: str = "questions"
+    expected: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what would otherwise fail once per video, or only after all have been read."""
+        if not self.questions:
+            raise ConfigError("there are no questions", where="evaluate")
+        if self.method is not None and self.method not in EVAL_METHODS:
+            raise ConfigError(
+                f"unknown method {self.method!r}", mend=f"Use one of {', '.join(EVAL_METHODS)}."
+            )
+        if self.blind and self.method == "similarity":
+            raise ConfigError("similarity has no blind form", where="method")
+        if isinstance(self.source, Nothing) and not self.blind:
+            raise ConfigError(
+                "there are no videos",
+                where="evaluate",
+                mend="Name videos or features, or evaluate blind.",
+            )
+
+    @property
+    def resolved(self) -> EvalMethod:
+        """The method, with "likelihood" as the checkpoint means it."""
+        config = self.topa.model.config
+        return resolve_method(self.method or config.scoring, config.subtract_blind)
+
+    @property
+    def wanted(self) -> set[str]:
+        """What is measured of every question."""
+        wanted = measures_of(self.resolved, self.blind, self.context)
+        return wanted - {"similarity"} if isinstance(self.source, Nothing) else wanted
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that the predictions depend on, for `run.json`."""
+        config = self.topa.model.config
+        return {
+            "title": self.title,
+            "questions": digest(*(item.model_dump_json() for item in self.questions)),
+            "n": len(self.questions),
+            "source": self.source.name,
+            "method": self.resolved,
+            "blind": self.blind,
+            "context": self.context,
+            "num_frames": self.num_frames or config.num_frames,
+            "use_memory": self.source.projected,
+            "fingerprints": fingerprints_of(self.topa, self.source.projected),
+            "template_version": TEMPLATE_VERSION,
+        }
+
+    def answer(
+        self,
+        log: PredictionLog | None = None,
+        shard: Shard = WHOLE,
+        progress: Progress | None = None,
+    ) -> tuple[list[Row], int]:
+        """Answer the questions of a shard, and return their rows and how many are new."""
+        groups: dict[tuple[str, float | None, float | None], list[VideoQuestion]] = {}
+        for question in self.questions:
+            key = (question.video, question.start, question.end)
+            groups.setdefault(key, []).append(question)
+        clips = list(groups.values())
+        units = [
+            [item for clip in clips[start : start + CLIPS_PER_UNIT] for item in clip]
+            for start in range(0, len(clips), CLIPS_PER_UNIT)
+        ]
+        return run_units(
+            units,
+            lambda question: question.qid,
+            self._answer_unit,
+            log=log,
+            shard=shard,
+            progress=progress,
+        )
+
+    def _answer_unit(self, unit: Sequence[VideoQuestion]) -> list[Row]:
+        """Return one row per question; a clip is read once for all questions about it."""
+        clips: dict[tuple[str, float | None, float | None], Tensor | str] = {}
+        reasons: dict[str, str] = {}
+        groups: dict[tuple[str, float | None, float | None], list[VideoQuestion]] = {}
+        limit = token_limit(self.topa)
+        for item in unit:
+            key = (item.video, item.start, item.end)
+            if key not in clips:
+                clips[key] = self._load(item)
+            features = clips[key]
+            reason = features if isinstance(features, str) else None
+            reason = reason or find_overlong(self.topa.builder, item, self.wanted, limit)
+            if reason is not None:
+                reasons[item.qid] = reason
+            else:
+                groups.setdefault(key, []).append(item)
+        ready = [
+            (items, shown)
+            for key, items in groups.items()
+            if isinstance(shown := clips[key], Tensor)
+        ]
+        measures = measure(self.topa, ready, self.wanted) if ready else {}
+        return [self._row(item, measures.get(item.qid), reasons.get(item.qid)) for item in unit]
+
+    def _load(self, item: VideoQuestion) -> Tensor | str:
+        """Return the features of a clip, or why there are none."""
+        try:
+            return self.source.load(item)
+        except (VideoError, DataError) as error:
+            return str(error)
+
+    def _row(self, item: VideoQuestion, found: Mapping[str, Any] | None, reason: str | None) -> Row:
+        row: Row = {
+            "id": item.qid,
+            "video": item.video,
+            "kind": item.kind,
+            "options": len(item.options),
+            "answer": item.answer,
+            "predicted": None,
+            "probabilities": None,
+            "reason": reason,
+        }
+        if self.context:
+            row |= {"blind": None, "similarity": None}
+        if found is None:
+            return row
+        method, options = self.resolved, item.options
+        row["predicted"], row["probabilities"], row["reason"] = choose(
+            method, found, options, self.blind
+        )
+        if self.context:
+            row["blind"] = choose(method, found, options, blind=True)[0]
+            if "similarity" in found:
+                row["similarity"] = choose("similarity", found, options)[0]
+        broken = any(
+            value != value or abs(value) == float("inf")
+            for values in found.values()
+            if isinstance(values, list)
+            for value in values
+        )
+        if row["reason"] is None and broken:
+            row |= {"predicted": None, "probabilities": None}
+            row["reason"] = "a score is not finite"
+        row["measures"] = None if broken else dict(found)
+        return row
+
+    def report(self, rows: Sequence[Row], seconds: float, answered: int) -> Report:
+        """Return the figures of all rows."""
+        return make_report(
+            self.settings,
+            self.title,
+            rows,
+            seconds,
+            answered,
+            context=self.context,
+            expected=self.expected,
+        )
+
+
 def evaluate(
     topa: Topa,
     questions: Sequence[VideoQuestion],
     *,
     videos: str | Path | None = None,
     features: Mapping[str, Tensor] | None = None,
-    method: Method | None = None,
+    method: EvalMethod | None = None,
     blind: bool = False,
+    context: bool = False,
     use_memory: bool = True,
     num_frames: int | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Answer every question and report the accuracy over all of them.
 
-    Every video is read once. One that is missing or cannot be read makes its questions wrong
-    and is listed in `failures`; there is no default answer. A blind evaluation reads the
-    videos too, so that both rest on the same failures.
+    Every clip is read once. One that is missing or cannot be read makes its questions wrong
+    and is listed in `failures`; there is no default answer. A blind evaluation of videos reads
+    them too, so that both rest on the same failures.
 
     Args:
         topa: The model.
@@ -109,7 +246,8 @@ def evaluate(
         features: Instead of videos: text features [n, d] by video name, which need no
             projection (see `tideo_features`).
         method: How options are scored; the checkpoint's own by default.
-        blind: Mask the videos.
+        blind: Mask the videos. With neither videos nor features nothing is read.
+        context: Also answer without the videos and by similarity.
         use_memory: Project image features through the memory, if the model has one.
         num_frames: Frames to sample from each video; the model's T by default.
         progress: Called as the work goes on.
@@ -118,168 +256,37 @@ def evaluate(
         ConfigError: Arguments that cannot be used together, or no such folder.
     """
     start = time.monotonic()
-    method = topa.model.config.scoring if method is None else method
-    count = topa.model.config.num_frames if num_frames is None else num_frames
-    _check(topa, questions, videos, features, method, blind, count)
-    projected = features is None and use_memory and topa.memory is not None
-
-    def load(video: str) -> Tensor:
-        if features is None:
-            assert videos is not None
-            return _read_video(topa, Path(videos) / video, count, blind, projected)
-        if video not in features:
-            raise DataError("no features of this video", where=video)
-        return frame_rows(features[video], count)
-
-    shown, reasons = _load_all([question.video for question in questions], load, progress)
-    scores = _score_all(topa, questions, shown, method, blind, progress)
-    predictions, failures = _predict(questions, scores, reasons)
-    figures = accuracy_report(
-        [row["predicted"] == row["answer"] for row in predictions],
-        [question.video for question in questions],
-        [len(question.options) for question in questions],
-        [question.kind for question in questions],
-    )
-    return Report(
-        **figures,
-        failures=failures,
-        method=method,
-        blind=blind,
-        use_memory=projected,
-        num_frames=count,
-        fingerprints=fingerprints_of(topa, projected),
-        template_version=TEMPLATE_VERSION,
-        environment=environment(),
-        seconds=round(time.monotonic() - start, 2),
-        predictions=predictions,
-    )
-
-
-def _check(
-    topa: Topa,
-    questions: Sequence[VideoQuestion],
-    videos: str | Path | None,
-    features: Mapping[str, Tensor] | None,
-    method: str,
-    blind: bool,
-    num_frames: int,
-) -> None:
-    """Refuse what would otherwise fail once per video, or only after all have been read."""
-    if not questions:
-        raise ConfigError("there are no questions", where="evaluate")
-    if (videos is None) == (features is None):
+    count = check_frames(topa, num_frames)
+    if videos is not None and features is not None:
         raise ConfigError("either videos or features are needed", where="evaluate")
-    if videos is not None and not Path(videos).is_dir():
-        raise ConfigError("no such folder of videos", where=videos, mend="Check the path.")
-    if method not in METHODS:
-        raise ConfigError(f"unknown method {method!r}", mend=f"Use one of {', '.join(METHODS)}.")
-    if blind and method == "similarity":
-        raise ConfigError("similarity has no blind form", where="method")
+    source: Source
+    if videos is not None:
+        source = VideoFolder(topa, videos, count, use_memory=use_memory)
+    elif features is not None:
+        source = TextFeatures(features, count)
+    elif blind:
+        source = Nothing(topa.encoder.dim)
+    else:
+        raise ConfigError("either videos or features are needed", where="evaluate")
+    job = Evaluation(topa, questions, source, method, blind, context, count)
+    found, _ = job.answer(progress=progress)
+    rows = {row["id"]: row for row in found}
+    ordered = [rows[question.qid] for question in questions]
+    return job.report(ordered, time.monotonic() - start, len(ordered))
+
+
+def check_frames(topa: Topa, num_frames: int | None) -> int:
+    """Return the number of frames to sample, the model's T if None.
+
+    Raises:
+        ConfigError: None are asked for, or more than the model has slots.
+    """
     most = topa.model.config.num_frames
-    if not 1 <= num_frames <= most:
+    count = most if num_frames is None else num_frames
+    if not 1 <= count <= most:
         raise ConfigError(
-            f"{num_frames} frames asked for, the model has slots for {most}",
+            f"{count} frames asked for, the model has slots for {most}",
             where="num_frames",
             mend=f"Ask for 1 to {most}.",
         )
-
-
-def _read_video(topa: Topa, path: Path, num_frames: int, blind: bool, use_memory: bool) -> Tensor:
-    """Return the features [n, d] of a video; zeros where nobody will see them."""
-    clip = topa.watch(path, num_frames=num_frames)
-    if blind:
-        return torch.zeros(len(clip.images), topa.encoder.dim)
-    return topa.encode(clip, use_memory=use_memory)
-
-
-def _load_all(
-    videos: Iterable[str], load: Callable[[str], Tensor], progress: Progress | None
-) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return features, and reasons where there are none, of each different video."""
-    shown: dict[str, Tensor] = {}
-    reasons: dict[str, str] = {}
-    names = list(dict.fromkeys(videos))
-    for done, name in enumerate(names, start=1):
-        try:
-            shown[name] = load(name)
-        except (VideoError, DataError) as error:
-            reasons[name] = str(error)
-        if progress is not None:
-            progress("videos", done, len(names))
-    return shown, reasons
-
-
-def _score_all(
-    topa: Topa,
-    questions: Sequence[VideoQuestion],
-    shown: Mapping[str, Tensor],
-    method: Method,
-    blind: bool,
-    progress: Progress | None,
-) -> dict[str, Tensor]:
-    """Return the scores [number of options] of each question by qid, video by video."""
-    groups: dict[str, list[VideoQuestion]] = {name: [] for name in shown}
-    for question in questions:
-        if question.video in groups:
-            groups[question.video].append(question)
-    # Selection needs one prompt per question, the other methods one per video.
-    total = sum(map(len, groups.values())) if method == "selection" else len(groups)
-
-    def count(done: int) -> None:
-        if progress is not None:
-            progress("questions", done, total)
-
-    scores = topa.score(
-        [[(item.question, item.options) for item in group] for group in groups.values()],
-        list(shown.values()),
-        method=method,
-        blind=blind,
-        progress=count,
-    )
-    return {
-        item.qid: found
-        for group, rows in zip(groups.values(), scores, strict=True)
-        for item, found in zip(group, rows, strict=True)
-    }
-
-
-def _predict(
-    questions: Sequence[VideoQuestion],
-    scores: Mapping[str, Tensor],
-    reasons: Mapping[str, str],
-) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
-    """Return one prediction per question, in order, and the failures among them."""
-    predictions: list[dict[str, Any]] = []
-    failures: list[dict[str, str]] = []
-    for question in questions:
-        found = scores.get(question.qid)
-        row: dict[str, Any] = {"qid": question.qid, "answer": question.answer}
-        if found is None or not found.isfinite().all():
-            reason = reasons.get(question.video, "the scores of the options are not finite")
-            failures.append({"qid": question.qid, "reason": reason})
-            row.update(predicted=None, probabilities=None)
-        else:
-            row.update(predicted=int(found.argmax()), probabilities=found.softmax(-1).tolist())
-        predictions.append(row)
-    return predictions, failures
-
-
-def fingerprints_of(topa: Topa, use_memory: bool = True) -> dict[str, str | None]:
-    """Return the identity of checkpoint, LLM, encoder and memory (None where not used)."""
-    memory = topa.memory if use_memory else None
-    return {
-        "checkpoint": fingerprint_of_trainables(topa.model),
-        "llm": topa.model.config.llm_fingerprint,
-        "encoder": topa.encoder.fingerprint,
-        "memory": None if memory is None else memory.fingerprint_of_content,
-    }
-
-
-def fingerprint_of_trainables(model: TopaForConditionalGeneration) -> str:
-    """Return a short hash of names, shapes and float32 values of the trained tensors."""
-    hashed = hashlib.sha256()
-    for name, parameter in sorted(model.trainable_parameters()):
-        values = parameter.detach().float().cpu().contiguous()
-        hashed.update(f"{name}{list(values.shape)}".encode())
-        hashed.update(values.numpy().data)
-    return f"checkpoint-{hashed.hexdigest()[:16]}"
+    return int(count)
