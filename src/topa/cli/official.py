@@ -19,6 +19,7 @@ from topa.cli.terminal import (
 )
 
 if TYPE_CHECKING:
+    from topa.model.official.conversion import Import
     from topa.model.official.golden import Difference
 
 
@@ -85,6 +86,11 @@ def import_(
             rope_theta=rope_theta,
             progress=progress,
         )
+    _print_import(done, as_json)
+
+
+def _print_import(done: Import, as_json: bool) -> None:
+    """Print what was made of the authors' files."""
     config = done.config
     if as_json:
         print_json(

@@ -19,10 +19,16 @@ from transformers import PreTrainedTokenizerBase
 from topa.errors import ConfigError
 
 TEMPLATE_VERSION = "topa-1"
+AUTHORS_VERSION = "authors-1"
 CHOICE_INSTRUCTION = "Instruction: Choose the correct answer based on the video and question."
 CAPTION_INSTRUCTION = "Instruction: Generate a summary for the video."
 OPEN_INSTRUCTION = "Instruction: Predict the answer based on the video and question."
 LETTERS = string.ascii_uppercase
+
+# What the authors' code has by number or in other words, by the size of the vocabulary: the token
+# after the video (Llama 3's is not a plain newline) and the instruction to describe.
+_AUTHORS_NEWLINE = {32000: 13, 128256: 627}
+_AUTHORS_CAPTION = {128256: "Instruction: Generate a dense description for the video."}
 
 DESCRIBE_QUESTION = "Can you describe this video?"
 DESCRIBE_PREFIX = "It is a video of"
@@ -100,10 +106,16 @@ class PromptBuilder:
     Args:
         tokenizer: The tokenizer of the LLM.
         num_slots: Video slots in a prompt (frames x slots per frame).
+        version: Of the prompts that the model was trained with. With AUTHORS_VERSION the texts
+            before and after the video are tokenized each on its own, as the authors' code does,
+            so that sentencepiece puts a space before both.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, num_slots: int):
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, num_slots: int, version: str = TEMPLATE_VERSION
+    ):
         self.tokenizer = tokenizer
+        self.is_authors = version == AUTHORS_VERSION
         self.num_slots = num_slots
         self.eos_id: int | None = tokenizer.eos_token_id
         start = tokenizer("", add_special_tokens=True)["input_ids"]
@@ -121,9 +133,20 @@ class PromptBuilder:
             return ids
         return ids[len(self._context) :]
 
+    def _tokenize_alone(self, text: str) -> tuple[int, ...]:
+        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _tokenize_after_video(self, text: str) -> tuple[int, ...]:
+        """Return the tokens of the text that follows the slots."""
+        if not (self.is_authors and text.startswith("\n")):
+            return self.tokenize(text)
+        newline = _AUTHORS_NEWLINE.get(len(self.tokenizer), self._tokenize_alone("\n")[-1])
+        return (newline, *self._tokenize_alone(text.removeprefix("\n")))
+
     def root(self, instruction: str) -> Prompt:
         """Start a prompt: the instruction and the video slots."""
-        text = self.start_ids + self.tokenize(f"{instruction}\nVideo:")
+        tokenize = self._tokenize_alone if self.is_authors else self.tokenize
+        text = self.start_ids + tokenize(f"{instruction}\nVideo:")
         ids = text + (0,) * self.num_slots
         slots = (-1,) * len(text) + tuple(range(self.num_slots))
         return Prompt([Segment(ids, -1, slots)])
@@ -140,7 +163,7 @@ class PromptBuilder:
             is_label: Whether its tokens are learned or scored.
             end: Whether the end-of-text token closes it.
         """
-        ids = self.tokenize(text)
+        ids = self._tokenize_after_video(text) if parent == 0 else self.tokenize(text)
         if end and self.eos_id is not None:
             ids += (self.eos_id,)
         prompt.segments.append(Segment(ids, parent, (-1,) * len(ids), is_label))
@@ -182,8 +205,12 @@ class PromptBuilder:
 
     def caption(self, caption: str | None = None) -> Prompt:
         """Build the summary prompt, with the caption as label where it is known."""
-        prompt = self.root(CAPTION_INSTRUCTION)
-        parent = self.add(prompt, "\nDescription:", 0)
+        instruction, lines = CAPTION_INSTRUCTION, "\n"
+        if self.is_authors:
+            instruction = _AUTHORS_CAPTION.get(len(self.tokenizer), instruction)
+            lines = "\n\n"  # theirs has an empty line here
+        prompt = self.root(instruction)
+        parent = self.add(prompt, f"{lines}Description:", 0)
         if caption is not None:
             self.add(prompt, f" {caption.strip()}", parent, is_label=True, end=True)
         return prompt

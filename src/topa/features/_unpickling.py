@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import math
 import pickle
 import warnings
 from collections import OrderedDict
@@ -38,6 +37,7 @@ class Held:
     """A value that the instructions of a pickle can pass on, but neither look into nor change."""
 
     __slots__ = ("_value",)
+    _value: Any
 
     def __init__(self, value: Any):
         object.__setattr__(self, "_value", value)
@@ -111,7 +111,7 @@ def _tensor(
         warnings.simplefilter("ignore")  # typed storages are deprecated; pickles hold them
         flat = torch.empty(0, dtype=held.dtype).set_(held.untyped())  # type: ignore[call-overload]
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-    if min(*size, *stride, offset, 0) < 0 or (math.prod(size) and last >= len(flat)):
+    if min(*size, *stride, offset, 0) < 0 or (0 not in size and last >= len(flat)):
         raise pickle.UnpicklingError("a tensor reaches beyond its storage")
     return Held(flat.as_strided(size, stride, offset).clone())
 

@@ -36,4 +36,5 @@ def load_model(
     model = TopaForConditionalGeneration.from_pretrained(checkpoint, language=language)
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
     model.to(torch.device(chosen))  # type: ignore[arg-type]
-    return model, PromptBuilder(language.tokenizer, config.num_slots)
+    config = model.config
+    return model, PromptBuilder(language.tokenizer, config.num_slots, config.template_version)

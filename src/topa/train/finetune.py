@@ -119,7 +119,7 @@ def start_model(config: FinetuneConfig) -> tuple[TopaForConditionalGeneration, P
                 parameter.copy_(fresh[name])
     for _, parameter in model.trainable_parameters():
         parameter.data = parameter.data.float()
-    return model, PromptBuilder(language.tokenizer, shape.num_slots)
+    return model, PromptBuilder(language.tokenizer, shape.num_slots, shape.template_version)
 
 
 def key_of(question: VideoQuestion) -> str:

@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoTokenizer
 from transformers.convert_slow_tokenizer import TikTokenConverter
 
-from topa.data.templates import PromptBuilder
+from topa.data.templates import AUTHORS_VERSION, PromptBuilder
 from topa.errors import CheckpointError, ConfigError
 from topa.model.official import tokenizer as module
 from topa.model.official.tokenizer import convert_tokenizer, find_tokenizer
@@ -100,6 +100,37 @@ def test_prompts_begin_with_the_start_token(request, tmp_path, kind):
     assert builder.eos_id == converted.eos_token_id
     ids = builder.open("Who runs").segments[1].ids
     assert converted.decode(ids).endswith("Question: Who runs?\nAnswer:")
+
+
+def test_prompts_of_the_authors_have_the_tokens_of_their_code(sentencepiece_file, tmp_path):
+    """Theirs: start, sentencepiece of the text before, slots, a newline, that of the rest, end."""
+    import sentencepiece
+
+    original = sentencepiece.SentencePieceProcessor(model_file=str(sentencepiece_file))
+    builder = PromptBuilder(convert_tokenizer(sentencepiece_file, tmp_path), 4, AUTHORS_VERSION)
+    newline = original.piece_to_id("<0x0A>")
+    asked = "What does the man do?"
+    before = {
+        "choice": "Instruction: Choose the correct answer based on the video and question.",
+        "open": "Instruction: Predict the answer based on the video and question.",
+        "caption": "Instruction: Generate a summary for the video.",
+    }
+    after = {
+        "choice": f"Question: {asked}\nChoices: \n(A) He sits.\n(B) He runs.\n"
+        "Answer: The correct choice is (B)",
+        "open": f"Question: {asked}\nAnswer: He runs",
+        "caption": "\nDescription: He runs",
+    }
+    prompts = {
+        "choice": builder.choice(asked, ["He sits.", "He runs."], 1),
+        "open": builder.open(asked, "He runs"),
+        "caption": builder.caption("He runs"),
+    }
+    for name, prompt in prompts.items():
+        found = [token for segment in prompt.segments for token in segment.ids]
+        start = [original.bos_id(), *original.encode(f"{before[name]}\nVideo:")]
+        rest = [newline, *original.encode(after[name]), original.eos_id()]
+        assert found == [*start, 0, 0, 0, 0, *rest], name
 
 
 def test_the_file_is_found_beside_the_llm_or_above_it(tmp_path):

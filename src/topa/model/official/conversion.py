@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from topa.data.templates import TEMPLATE_VERSION
+from topa.data.templates import AUTHORS_VERSION
 from topa.errors import CheckpointError, ConfigError
 from topa.model.checkpoint import WEIGHTS_NAME, read_config
 from topa.model.config import TopaConfig
@@ -170,7 +170,7 @@ def make_config(
     is_own = rope.get("rope_type", "default") == "default" and rope.get("rope_theta") == rope_theta
     return TopaConfig(
         text_config=copy.deepcopy(llm),
-        template_version=TEMPLATE_VERSION,
+        template_version=AUTHORS_VERSION,
         feature_dim=official.tensors["visual_proj.weight"].shape[1],
         num_frames=len(official.tensors["temporal_emb.weight"]),
         adapter_length=official.adapter_length,
