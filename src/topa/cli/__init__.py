@@ -19,9 +19,17 @@ from topa.cli.batches import export_batch, import_batch
 from topa.cli.bench import bench
 from topa.cli.benchmarks import check_benchmarks, list_benchmarks, write_lmms_task
 from topa.cli.evaluation import compare, evaluate
-from topa.cli.features import build_memory, encode
+from topa.cli.features import (
+    encode_textvid,
+    encode_videos,
+    export_features,
+    import_files,
+    show,
+    verify,
+)
 from topa.cli.generation import generate, list_seeds, show_prompt
 from topa.cli.machine import DemoCommand, demo, doctor
+from topa.cli.memory import build_memory
 from topa.cli.official import check as check_official
 from topa.cli.official import export, import_
 from topa.cli.plan import plan
@@ -107,7 +115,6 @@ for _command in (
     finetune,
     plan,
     describe,
-    encode,
     evaluate,
     doctor,
     serve,
@@ -115,6 +122,18 @@ for _command in (
 ):
     app.command()(_command)
 app.command(cls=DemoCommand)(demo)
+
+_encode = typer.Typer(help="Features of videos and Tideos, in a store that is safe to stop.")
+_encode.command("videos")(encode_videos)
+_encode.command("textvid")(encode_textvid)
+app.add_typer(_encode, name="encode")
+
+_features = typer.Typer(help="Feature stores: check, list, and exchange with other programs.")
+_features.command("verify")(verify)
+_features.command("show")(show)
+_features.command("export")(export_features)
+_features.command("import")(import_files)
+app.add_typer(_features, name="features")
 
 _memory = typer.Typer(help="The text features that image features are projected into.")
 _memory.command("build")(build_memory)

@@ -1,9 +1,10 @@
-"""topa encode and topa memory build: features of videos and Tideos, kept in files."""
+"""topa encode and topa features: stores of the features of videos and Tideos."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -11,138 +12,256 @@ from topa.cli.terminal import (
     EncoderOption,
     JsonOption,
     check_folder_of,
-    print_error,
+    print_failures,
     print_json,
-    say,
     show_progress,
 )
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from topa.features.extraction import Extraction
+    from topa.features.writer import StoreWriter
 
-    from topa.features.encoder import Encoder
+# The names of topa.features.sampling.RULES, here without loading anything.
+RuleName = Literal["middle", "paper", "linspace", "vlmevalkit", "mvbench"]
+FormatName = Literal["safetensors", "pth", "npy", "pkl"]
+TypeName = Literal["float32", "float16", "bfloat16"]
+EngineName = Literal["local", "ray"]
+
+StoreArgument = Annotated[Path, typer.Argument(metavar="STORE", help="Folder of `topa encode`.")]
+StoreOption = Annotated[
+    Path, typer.Option("--out", metavar="STORE", help="Folder of the feature store.")
+]
+TypeOption = Annotated[TypeName, typer.Option("--dtype", help="Type of a new store.")]
 
 
-def encode(
+def encode_videos(
     inputs: Annotated[
-        list[Path], typer.Argument(metavar="INPUT", help="Videos, or .jsonl files of Tideos.")
+        list[Path],
+        typer.Argument(metavar="DIR|LIST|VIDEO", help="Folders, lists of paths (.txt), videos."),
     ],
-    save: Annotated[Path, typer.Option("--out", metavar="FILE.safetensors", help="File to write.")],
+    save: StoreOption,
     frames: Annotated[int, typer.Option("--frames", min=1, help="Frames per video.")] = 10,
+    rule: Annotated[RuleName, typer.Option("--rule", help="Which frames.")] = "middle",
+    fps: Annotated[
+        float | None, typer.Option("--fps", min=0.001, help="So many frames a second instead.")
+    ] = None,
     encoder: EncoderOption = "embedded",
+    dtype: TypeOption = "float32",
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="Decoding processes.  [default: cores]")
+    ] = None,
+    time_limit: Annotated[
+        float, typer.Option("--time-limit", min=0.1, help="Most seconds to read one video.")
+    ] = 60.0,
+    engine: Annotated[
+        EngineName, typer.Option("--engine", help="This machine's processes, or a Ray cluster.")
+    ] = "local",
+    device: Annotated[str, typer.Option("--device", help="Where the encoder runs.")] = "cpu",
     as_json: JsonOption = False,
 ) -> None:
-    """Encode the frames of videos and of Tideos.
+    """Encode the frames of videos into a feature store.
 
-    Writes one tensor [frames, d] for each video, by file name, or Tideo, by id. Image
-    features are as the encoder gives them, not projected through a memory. An input that
-    fails is listed, the others are written, and the exit code is 1.
+    A folder gives all videos in it. Videos that are in the store already are skipped, so a
+    stopped job goes on where it was. A video that cannot be read is named at the end and in
+    STORE/errors.jsonl, never replaced, and the exit code is 1.
 
     \b
-    topa encode clips/a.mp4 clips/b.mp4 --out features.safetensors
+    topa encode videos clips/ --out store/
     """
-    check_folder_of(save)
-    from topa.errors import ConfigError, DataError, VideoError
     from topa.features.encoder import load_encoder
-    from topa.features.store import write_features
+    from topa.features.extraction import extract_videos, write_errors
+    from topa.features.sources import Sampling, find_sources
+    from topa.features.writer import StoreWriter
 
-    network = load_encoder(encoder)
-    features: dict[str, Tensor] = {}
-    failures: list[tuple[str, str]] = []
-    with show_progress("inputs") as progress:
-        for done, path in enumerate(inputs, start=1):
-            try:
-                found = _encode_input(path, network, frames)
-            except (VideoError, DataError) as error:
-                failures.append((str(path), str(error)))
-                found = {}
-            if twice := sorted(set(found) & set(features)):
-                raise ConfigError(
-                    f"the name {twice[0]!r} occurs twice",
-                    where=path,
-                    mend="Features are kept by file name or id; encode the two apart.",
-                )
-            features.update(found)
-            progress("inputs", done, len(inputs))
-    if features:
-        write_features(save, features, network.fingerprint)
-    for _, reason in failures:
-        print_error(reason)
-    if as_json:
-        print_json(
-            {
-                "out": str(save) if features else None,
-                "fingerprint": network.fingerprint,
-                "features": {name: list(rows.shape) for name, rows in features.items()},
-                "failures": [{"input": name, "reason": reason} for name, reason in failures],
-            }
-        )
-    elif features:
-        typer.echo(f"Wrote {save}: {len(features)} of {network.fingerprint}")
-    if failures:
+    sampling = Sampling(num_frames=frames, rule=rule, fps=fps, time_limit=time_limit)
+    sources = find_sources(inputs)
+    network = load_encoder(encoder, device=device)
+    writer = StoreWriter(save, network.fingerprint, network.dim, sampling.choice(), dtype)
+    with writer, show_progress("videos") as show:
+
+        def progress(done: int, total: int) -> None:
+            show("videos", done, total)
+
+        if engine == "ray":
+            from topa.scale.extraction import extract_with_ray
+
+            result = extract_with_ray(
+                sources, encoder, writer, sampling, device=device, progress=progress
+            )
+        else:
+            result = extract_videos(
+                sources, network, writer, sampling, workers=workers, progress=progress
+            )
+        errors = write_errors(save, result.failures)
+    _report(result, writer, "videos", as_json)
+    if result.failures:
+        typer.echo(f"Errors: {errors}", err=True)
         raise typer.Exit(1)
 
 
-def _encode_input(path: Path, encoder: Encoder, num_frames: int) -> dict[str, Tensor]:
-    """Return the features of one input by name.
-
-    Raises:
-        DataError: The file of Tideos is missing or wrong.
-        VideoError: The video cannot be read.
-    """
-    from topa.features.store import encode_tideos
-    from topa.features.video import read_clip
-    from topa.tideo.schema import read_tideos
-
-    if path.suffix == ".jsonl":
-        tideos = read_tideos(path)
-        rows = encode_tideos(tideos, encoder)
-        return {tideo.id: rows.of(i) for i, tideo in enumerate(tideos)}
-    clip = read_clip(path, num_frames=num_frames)
-    return {path.name: encoder.encode_frames(clip.images)}
-
-
-def build_memory(
-    save: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write.")],
-    sources: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="TIDEOS.jsonl|textvid|everyday", help="Default: textvid."),
-    ] = None,
+def encode_textvid(
+    source: Annotated[
+        str, typer.Argument(metavar="TIDEOS.jsonl|textvid|everyday", help="Textual videos.")
+    ],
+    save: StoreOption,
     encoder: EncoderOption = "embedded",
+    dtype: TypeOption = "float32",
+    device: Annotated[str, typer.Option("--device", help="Where the encoder runs.")] = "cpu",
     as_json: JsonOption = False,
 ) -> None:
-    """Write the memory of Tideos.
+    """Encode the frames of Tideos into a feature store, with their captions.
 
-    It holds the text feature and the caption of every frame.
+    Tideos that are in the store already are skipped.
 
     \b
-    topa memory build textvid mine.jsonl --out memory/
+    topa encode textvid mine.jsonl --out store/
     """
     from topa.features.encoder import load_encoder
-    from topa.features.memory import Memory
-    from topa.features.store import encode_tideos
+    from topa.features.extraction import extract_tideos
+    from topa.features.writer import StoreWriter
     from topa.tideo.textvid import load_tideos
 
-    tideos = [tideo for source in sources or ["textvid"] for tideo in load_tideos(source)]
-    save.mkdir(parents=True, exist_ok=True)
-    network = load_encoder(encoder)
-    say(f"Encoding the frames of {len(tideos)} Tideos.")
-    texts = len({text for tideo in tideos for frame in tideo.frames for text in frame.texts})
-    with show_progress("texts") as progress:
-        features = encode_tideos(
-            tideos, network, progress=lambda done: progress("texts", done, texts)
+    tideos = load_tideos(source)
+    network = load_encoder(encoder, device=device)
+    settings = {"frames": "of Tideos, all"}
+    writer = StoreWriter(save, network.fingerprint, network.dim, settings, dtype)
+    with writer, show_progress("Tideos") as show:
+        result = extract_tideos(
+            tideos,
+            source,
+            network,
+            writer,
+            progress=lambda done, total: show("Tideos", done, total),
         )
-    memory = Memory.build(tideos, features)
-    memory.save(save)
+    _report(result, writer, "Tideos", as_json)
+
+
+def _report(result: Extraction, writer: StoreWriter, kind: str, as_json: bool) -> None:
+    """Print what a bulk job did, failures on stderr."""
+    print_failures([(failure.id, failure.reason) for failure in result.failures])
     if as_json:
         print_json(
             {
-                "out": str(save),
-                "rows": len(memory),
-                "dim": memory.dim,
-                "encoder": memory.fingerprint,
-                "fingerprint": memory.fingerprint_of_content,
+                "store": str(writer.folder),
+                "fingerprint": writer.store.fingerprint,
+                **asdict(result),
             }
         )
+        return
+    typer.echo(
+        f"{writer.folder}: {result.encoded} of {result.total} {kind} encoded"
+        f" ({result.frames} frames, {result.seconds:.1f} s), {result.skipped} were there,"
+        f" {len(result.failures)} failed."
+    )
+
+
+def verify(
+    folder: StoreArgument,
+    sources: Annotated[
+        bool, typer.Option("--sources", help="Also compare every source file with its sha256.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Check a feature store, file by file and row by row.
+
+    \b
+    topa features verify store/
+    """
+    from topa.features.verification import verify_store
+
+    with show_progress("shards") as show:
+        found = verify_store(
+            folder, sources=sources, progress=lambda done, total: show("shards", done, total)
+        )
+    if as_json:
+        print_json({"store": str(folder), "whole": not found.problems, **asdict(found)})
     else:
-        typer.echo(f"Wrote {save}: {len(memory)} rows of size {memory.dim}")
+        print_failures([(str(folder), problem) for problem in found.problems])
+        state = f"{len(found.problems)} problems" if found.problems else "whole"
+        typer.echo(
+            f"{folder}: {state}. {found.entries} videos or Tideos, {found.rows} rows,"
+            f" {found.shards} shards."
+        )
+    if found.problems:
+        raise typer.Exit(1)
+
+
+def show(folder: StoreArgument, as_json: JsonOption = False) -> None:
+    """List what is in a feature store.
+
+    \b
+    topa features show store/
+    """
+    from topa.features.shards import FeatureStore
+
+    store = FeatureStore(folder)
+    if as_json:
+        rows: list[dict[str, Any]] = [asdict(entry) for entry in store.entries.values()]
+        print_json({**store.header, "entries": rows})
+        return
+    typer.echo(f"{folder}: {len(store)} entries, {store.rows} rows of {store.fingerprint}")
+    for entry in store.entries.values():
+        length = "" if entry.duration is None else f", {entry.duration:.2f} s"
+        typer.echo(f"  {entry.id}: {entry.rows} rows{length}")
+
+
+def export_features(
+    folder: StoreArgument,
+    save: Annotated[Path, typer.Option("--out", metavar="PATH", help="File or folder to write.")],
+    kind: Annotated[
+        FormatName,
+        typer.Option("--format", help="One file (safetensors, pth), or one per id (npy, pkl)."),
+    ] = "safetensors",
+) -> None:
+    """Write a feature store in the form that another program reads.
+
+    \b
+    topa features export store/ --out features.safetensors
+    topa features export store/ --out features/ --format npy
+    """
+    from topa.features.conversion import export_store
+    from topa.features.shards import FeatureStore
+
+    if kind in ("safetensors", "pth"):
+        check_folder_of(save)
+    store = FeatureStore(folder)
+    with show_progress("entries") as progress:
+        export_store(store, save, kind, lambda done, total: progress("entries", done, total))
+    typer.echo(f"Wrote {save}: {len(store)} entries of {store.fingerprint}")
+
+
+def import_files(
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="FILE|DIR", help=".pth, .pkl or .safetensors of many; or a folder."),
+    ],
+    save: StoreOption,
+    name: Annotated[
+        str, typer.Option("--encoder-name", help="Names the encoder that made the features.")
+    ],
+    rate: Annotated[float, typer.Option("--rate", min=0.001, help="Features per second.")] = 1.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Put features that another program wrote into a feature store.
+
+    Pickles are read as data: none of the code in them is run. What cannot be read is named,
+    and the exit code is 1.
+
+    \b
+    topa features import clipvitl14.pth --out store/ --encoder-name openai-vit-l-14
+    """
+    from topa.features.conversion import import_features
+
+    with show_progress("files") as show:
+        added, failures = import_features(
+            source, save, name, rate=rate, progress=lambda done, total: show("files", done, total)
+        )
+    print_failures([(failure.id, failure.reason) for failure in failures])
+    if as_json:
+        print_json(
+            {"store": str(save), "added": added, "failures": [asdict(item) for item in failures]}
+        )
+    else:
+        typer.echo(f"{save}: {added} added, {len(failures)} failed.")
+    if failures:
+        raise typer.Exit(1)

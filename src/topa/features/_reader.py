@@ -40,6 +40,7 @@ class Reader:
         unit: Seconds per tick of pts.
         origin: pts of the first frame.
         duration: Seconds from the first frame to the end of the last, if known.
+        rate: Frames per second on average, 25 if the file does not tell.
     """
 
     def __init__(self, path: Path, limits: Limits):
@@ -57,6 +58,7 @@ class Reader:
                     f"not one frame can be decoded ({self.damage or 'the stream is empty'})",
                     where=path,
                     mend="Convert the file to MP4 with ffmpeg, or leave it out.",
+                    reached=0.0,
                 )
             opened.pop_all()
         self.origin = self.window[0][0]
@@ -75,6 +77,7 @@ class Reader:
         self.stream.thread_count = self.limits.threads
         self.unit = self.stream.time_base or Fraction(1, av.time_base)
         rate = self.stream.average_rate or self.stream.guessed_rate
+        self.rate = Fraction(rate or 25)
         self.step = math.ceil(1 / (rate * self.unit)) if rate else 1
         # AVI stores no display times: those of reordered H.264 are wrong, its order is right.
         name = self.container.format.name
@@ -209,6 +212,7 @@ class Reader:
             f" ({self.damage or 'there are no more frames'})",
             where=self.path,
             mend="Use a whole copy of the file, or pass an end before that time.",
+            reached=seconds,
         )
 
     def _worth_seeking(self, pts: int) -> bool:

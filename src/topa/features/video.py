@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import cast
+from typing import Protocol, cast
 
 from av.sidedata.sidedata import SideDataContainer
 from av.video.frame import VideoFrame
@@ -18,8 +18,13 @@ from PIL import Image
 from topa.errors import ConfigError, VideoError
 from topa.features._container import Limits
 from topa.features._reader import Reader
+from topa.features.pictures import FolderReader, WebpReader, is_webp
+from topa.features.sampling import sample_times, segment_middles
+
+__all__ = ["MAX_FRAMES", "MAX_PIXELS", "Clip", "read_clip", "segment_middles"]
 
 MAX_PIXELS = 2**26  # 8K is half of this
+MAX_FRAMES = 1024
 # Signs of a, b, c, d in a display matrix (x' = ax + cy, y' = bx + dy, y down) -> what to do.
 _TURNS = {
     (0, 1, -1, 0): Image.Transpose.ROTATE_270,  # clockwise, as phones held upright write it
@@ -49,9 +54,18 @@ class Clip:
     duration: float | None
 
 
-def segment_middles(num_frames: int, start: Fraction, end: Fraction) -> list[Fraction]:
-    """Return the middle of each of `num_frames` equal segments of [start, end], exactly."""
-    return [start + (end - start) * (2 * j + 1) / (2 * num_frames) for j in range(num_frames)]
+class _ImageReader(Protocol):
+    """What gives the image on screen at a time, asked in increasing order."""
+
+    @property
+    def duration(self) -> Fraction | None: ...
+
+    @property
+    def rate(self) -> Fraction: ...
+
+    def image_at(self, time: Fraction) -> tuple[Fraction, Image.Image]: ...
+
+    def close(self) -> None: ...
 
 
 def read_clip(
@@ -60,62 +74,107 @@ def read_clip(
     num_frames: int = 10,
     start: float | None = None,
     end: float | None = None,
+    rule: str = "middle",
+    fps: float | None = None,
     max_pixels: int = MAX_PIXELS,
+    max_frames: int = MAX_FRAMES,
     time_limit: float = 60.0,
     threads: int = 1,
 ) -> Clip:
-    """Read the frames on screen at the middles of `num_frames` equal segments of [start, end].
+    """Read the frames on screen at chosen times, by default the middles of equal segments.
 
     The frame on screen at time t is the last one shown at or before t. A frame that is on
     screen at several of these times is returned once, so a short video gives fewer frames.
     Long stretches are skipped by seeking to key frames; the result is that of a full decode.
 
     Args:
-        path: Any file that FFmpeg reads and that holds a video stream.
-        num_frames: Number of segments.
+        path: Any file that FFmpeg reads and that holds a video stream, an animated WebP, or a
+            folder of images, which are shown for a second each in the order of their names.
+        num_frames: Number of frames asked for; not used with `fps`.
         start: Seconds after the first frame; the first frame if None.
         end: Seconds after the first frame; the end if None or later than the end.
+        rule: How times are chosen, one of `topa.features.sampling.RULES`.
+        fps: Look at so many frames a second instead.
         max_pixels: Most pixels (width * height) a frame may have.
+        max_frames: Most frames to return.
         time_limit: Most seconds to spend on this file.
         threads: Threads of the decoder.
 
     Raises:
-        ConfigError: `num_frames`, `max_pixels`, `time_limit` or `threads` is not positive.
+        ConfigError: A number that must be positive is not, or the rule is unknown.
         VideoError: The file cannot be read, a wanted frame cannot be decoded, the interval is
-            empty or outside the video, a frame is too large, or the time limit has passed.
+            empty or outside the video, a frame is too large, there are too many frames, or
+            the time limit has passed.
     """
     for name, value in (
         ("num_frames", num_frames),
+        ("fps", 1 if fps is None else fps),
         ("max_pixels", max_pixels),
+        ("max_frames", max_frames),
         ("time_limit", time_limit),
         ("threads", threads),
     ):
-        if not value > 0:
+        if not (value > 0 and math.isfinite(value)):
             raise ConfigError(f"{name} must be positive, got {value}", where="read_clip")
     path = _checked_path(path)
     limits = Limits(max_pixels, time_limit, time.monotonic() + time_limit, threads)
-    times, images = [], []
-    with contextlib.closing(Reader(path, limits)) as reader:
+    times: list[float] = []
+    images: list[Image.Image] = []
+    with contextlib.closing(_open(path, limits)) as reader:
         low, high = _interval(path, start, end, reader.duration)
-        middles = [low] if high is None else segment_middles(num_frames, low, high)
+        wanted = [low]
+        if high is not None:
+            per_second = None if fps is None else Fraction(str(float(fps)))
+            wanted = sample_times(rule, num_frames, low, high, reader.rate, per_second)
+        if len(wanted) > max_frames:
+            raise VideoError(
+                f"{len(wanted)} frames asked for, at most {max_frames} are read",
+                where=path,
+                mend="Lower fps, read a shorter part, or raise max_frames.",
+            )
         shown = None
-        for middle in middles:
-            pts, frame = reader.frame_at(reader.origin + math.floor(middle / reader.unit))
-            if pts != shown:
-                times.append(float((pts - reader.origin) * reader.unit))
-                images.append(_upright(frame))
-            shown = pts
+        for moment in wanted:
+            begun, image = reader.image_at(moment)
+            if begun != shown:
+                times.append(float(begun))
+                images.append(image)
+            shown = begun
         duration = reader.duration
     return Clip(str(path), times, images, None if duration is None else float(duration))
+
+
+class _FrameReader:
+    """A video file's frames as upright RGB images."""
+
+    def __init__(self, path: Path, limits: Limits):
+        self._reader = Reader(path, limits)
+        self.duration, self.rate = self._reader.duration, self._reader.rate
+
+    def image_at(self, time: Fraction) -> tuple[Fraction, Image.Image]:
+        """Return when the frame on screen at `time` begins, and the frame."""
+        reader = self._reader
+        pts, frame = reader.frame_at(reader.origin + math.floor(time / reader.unit))
+        return (pts - reader.origin) * reader.unit, _upright(frame)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._reader.close()
+
+
+def _open(path: Path, limits: Limits) -> _ImageReader:
+    if path.is_dir():
+        return FolderReader(path, limits)
+    return WebpReader(path, limits) if is_webp(path) else _FrameReader(path, limits)
 
 
 def _checked_path(path: str | Path) -> Path:
     path = Path(path)
     if not path.exists():
         raise VideoError("file not found", where=path, mend="Check the path.")
+    if path.is_dir():
+        return path
     if not path.is_file():
-        kind = "a folder" if path.is_dir() else "not a regular file"
-        raise VideoError(f"{kind}, not a video", where=path, mend="Name one video file.")
+        raise VideoError("not a regular file, not a video", where=path, mend="Name one video file.")
     if path.stat().st_size == 0:
         raise VideoError("the file is empty", where=path, mend="Copy the video again.")
     return path
