@@ -146,10 +146,11 @@ class Sources:
     def _copy(self, descriptor: int) -> Material:
         """Copy an open file: what is hashed is then what is decoded, whoever changes it."""
         most = self._config.max_video_bytes
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            os.close(descriptor)
+            raise ForbiddenError("not a regular file", where="video_url")
         with open(descriptor, "rb") as source:
-            status = os.fstat(source.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise ForbiddenError("not a regular file", where="video_url")
             if status.st_size > most:
                 raise _too_large(most)
             content = source.read(most + 1)
