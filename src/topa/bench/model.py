@@ -81,7 +81,7 @@ def draw_features(tideos: Sequence[Tideo], generator: torch.Generator) -> TideoF
     return TideoFeatures(texts, offsets, frames, mean_rows(texts, offsets), "random")
 
 
-def contest_choice(bench: Bench, count: int = 4) -> Contest:
+def contest_choice(bench: Bench, count: int = 2) -> Contest:
     """Questions of five options answered by letter."""
     paper = PaperModel(bench.model)
     asked: list[tuple[int, Any]] = []
@@ -129,7 +129,7 @@ def contest_choice(bench: Bench, count: int = 4) -> Contest:
     )
 
 
-def contest_caption(bench: Bench, count: int = 4, tokens: int = 16) -> Contest:
+def contest_caption(bench: Bench, count: int = 2, tokens: int = 12) -> Contest:
     """Captions of several videos, greedily."""
     paper = PaperModel(bench.model)
     prompt = bench.builder.caption()
@@ -255,7 +255,7 @@ def _threads() -> int:
     return torch.get_num_threads()
 
 
-def contest_align(bench: Bench, folder: Path, count: int = 8, batch_size: int = 8) -> Contest:
+def contest_align(bench: Bench, folder: Path, count: int = 4, batch_size: int = 4) -> Contest:
     """Learning from samples of the paper's tasks."""
     learning = Learning(bench, folder, count, batch_size)
 

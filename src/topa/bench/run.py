@@ -19,16 +19,21 @@ from topa.bench.model import (
     scratch_folder,
 )
 from topa.bench.storage import contest_features, contest_memory, contest_video
-from topa.bench.timing import Contest, Result, run_contest
+from topa.bench.timing import Contest, run_contest
 from topa.errors import ConfigError
-from topa.runs import environment
+from topa.runs import environment, read_json, write_json, write_text
 
 NAMES = ("align", "choice", "caption", "memory", "features", "video")
 Say = Callable[[str], None]
 
 
 def run_bench(
-    names: Sequence[str] = NAMES, *, repeats: int = 5, llm: str = "embedded", say: Say = print
+    names: Sequence[str] = NAMES,
+    *,
+    repeats: int = 5,
+    llm: str = "embedded",
+    say: Say = print,
+    save: Path | None = None,
 ) -> dict[str, Any]:
     """Run contests and return their results with hardware, load and commit.
 
@@ -37,6 +42,8 @@ def run_bench(
         repeats: Pairs of each.
         llm: `embedded`, or a folder or hub name, for those that need one.
         say: Called with a line before each.
+        save: Written after every contest, JSON and a table (.md) beside it; results of other
+            contests that are there are kept, so that a run can be stopped and done in parts.
 
     Raises:
         ConfigError: A name that is not one of the six.
@@ -47,21 +54,31 @@ def run_bench(
         raise ConfigError(
             f"no benchmark is called {', '.join(unknown)}", mend=f"Use some of {', '.join(NAMES)}."
         )
-    load = os.getloadavg()[0]
     bench = Bench.load(llm) if {"align", "choice", "caption"} & set(names) else None
-    results: list[Result] = []
+    rows: dict[str, dict[str, Any]] = {}
+    if save is not None and save.is_file():
+        rows = {row["name"]: row for row in read_json(save)["results"]}
     for name in names:
         say(f"{name}: both ways must agree, then {repeats} pairs.")
+        load = round(os.getloadavg()[0], 1)
         with make_contest(name, bench) as contest:
-            results.append(run_contest(contest, repeats))
-    return {
-        "results": [result.as_dict() for result in results],
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "commit": commit(),
-        "processor": processor(),
-        "load_before": round(load, 2),
-        "environment": environment(),
-    }
+            found = run_contest(contest, repeats).as_dict()
+        rows[name] = {**found, "load": load, "commit": commit(), "date": today()}
+        if save is not None:
+            report = make_report([rows[name] for name in NAMES if name in rows])
+            write_json(save, report)
+            write_text(save.with_suffix(".md"), make_table(report))
+    return make_report([rows[name] for name in names])
+
+
+def make_report(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return results with the machine they come from."""
+    return {"results": rows, "processor": processor(), "environment": environment()}
+
+
+def today() -> str:
+    """Return the date."""
+    return datetime.now(UTC).strftime("%Y-%m-%d")
 
 
 @contextlib.contextmanager
@@ -119,15 +136,21 @@ def make_table(report: dict[str, Any]) -> str:
             f" | **{row['speedup']:g}x** | {row['cpu_speedup']:g}x"
             f" | {row['lowest']:g} - {row['highest']:g} | {row['target']:g}x |"
         )
-    machine = report["environment"]
+    machine, rows = report["environment"], report["results"]
     gpu = f", {machine['gpu']}" if machine["gpu"] else ""
+    loads = sorted(row["load"] for row in rows)
     lines += [
         "",
-        f"Medians of {report['results'][0]['repeats']} pairs taken in turns; {report['processor']}"
-        f"{gpu}, {machine['torch_threads']} threads of {machine['cpu_count']} cores, load before"
-        f" {report['load_before']:g}, torch {machine['packages']['torch']}, commit"
-        f" {report['commit']}, {report['date']}.",
+        f"Medians of {_each(rows, 'repeats')} pairs taken in turns; {report['processor']}{gpu},"
+        f" {machine['torch_threads']} threads of {machine['cpu_count']} cores, load of other work"
+        f" {loads[0]:g} to {loads[-1]:g}, torch {machine['packages']['torch']}, commit"
+        f" {_each(rows, 'commit')}, {_each(rows, 'date')}.",
         "",
-        *(f"- {row['name']}: {row['setting']}." for row in report["results"]),
+        *(f"- {row['name']}: {row['setting']}." for row in rows),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _each(rows: Sequence[dict[str, Any]], name: str) -> str:
+    """Return the values of a field, each once."""
+    return ", ".join(sorted({str(row[name]) for row in rows}))

@@ -164,7 +164,7 @@ def write_video(
         container.mux(stream.encode())
 
 
-def contest_video(folder: Path, seconds: int = 180, frames: int = 10) -> Contest:
+def contest_video(folder: Path, seconds: int = 120, frames: int = 10) -> Contest:
     """Ten frames of a long video: seeking against decoding it from beginning to end."""
     path = folder / "long.mp4"
     write_video(path, seconds)

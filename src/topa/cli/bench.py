@@ -24,7 +24,9 @@ def bench(
     ] = "embedded",
     save: Annotated[
         Path | None,
-        typer.Option("--out", metavar="FILE.json", help="Write it here, and as FILE.md."),
+        typer.Option(
+            "--out", metavar="FILE.json", help="Write it here, and as FILE.md, after each."
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -39,14 +41,9 @@ def bench(
     """
     check_folder_of(save)
     from topa.bench.run import NAMES, make_table, run_bench
-    from topa.runs import write_json, write_text
 
-    report = run_bench(names or NAMES, repeats=repeats, llm=llm, say=say)
-    table = make_table(report)
-    if save is not None:
-        write_json(save, report)
-        write_text(save.with_suffix(".md"), table)
+    report = run_bench(names or NAMES, repeats=repeats, llm=llm, say=say, save=save)
     if as_json:
         print_json(report)
     else:
-        out.print(table, markup=False, soft_wrap=True)
+        out.print(make_table(report), markup=False, soft_wrap=True)

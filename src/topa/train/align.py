@@ -11,6 +11,7 @@ import torch
 
 from topa.config import AlignConfig
 from topa.data.dataset import TideoDataset
+from topa.data.mapped import map_tideos
 from topa.data.templates import TEMPLATE_VERSION, PromptBuilder
 from topa.errors import ConfigError
 from topa.features.encoder import Encoder, load_encoder
@@ -103,8 +104,8 @@ def align(
         # A file may hold the same Tideos again: those of validation are never trained on.
         tideos += [tideo for tideo in load_tideos(source) if tideo not in kept]
     say(f"Encoding {len(tideos)} Tideos to train on and {len(kept)} to validate with.")
-    with processes.main_process_first():  # the others take them from the cache
-        features = encode_tideos(tideos, encoder)
+    with processes.main_process_first():  # the others map the file of the first
+        features = map_tideos(tideos, encoder)
     language = language or load_language(config.model.llm, choose_dtype(config.model.dtype))
     words = collect_words(tideos, language.tokenizer) if config.model.dictionary else []
     model, builder = build_model(config, encoder, language, len(words))

@@ -23,7 +23,7 @@ from topa.train.meter import StepCost
 
 GB = 1e9
 # Tokens of a prompt and of its label: means over TextVid-mini, tasks as in the paper.
-MEAN_TOKENS, MEAN_LABELS = 103, 17
+MEAN_TOKENS, MEAN_LABELS = 86, 23
 _CONTEXT = 1.2e9  # what CUDA and its libraries take before the first tensor
 _SLACK = 1.1  # temporaries, fragmentation
 _BYTES_PER_TRAINED = 16  # float32 weight, gradient, two moments of AdamW

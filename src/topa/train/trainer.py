@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.data_loader import prepare_data_loader
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -32,6 +34,7 @@ from topa.train.step import StepModel, fill_tensors, whole_tensors
 from topa.train.validation import Validation
 
 _PROJECTOR = ("visual_proj.", "temporal_emb.")
+_LITTLE_ROOM = 1 << 26
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
@@ -257,10 +260,14 @@ class TopaTrainer(Trainer):
             else:
                 with self.meter.pause():
                     super()._save_checkpoint(model, trial)
-        except OSError as error:
+        except (OSError, SafetensorError, RuntimeError) as error:
+            # torch and safetensors have errors of their own for a disk that is full.
+            room = shutil.disk_usage(str(self.args.output_dir)).free
+            if isinstance(error, RuntimeError) and room > _LITTLE_ROOM:
+                raise
             raise TopaError(
                 f"the checkpoint of step {self.state.global_step} cannot be written"
-                f" ({error.strerror or error})",
+                f" ({str(error).splitlines()[0]}; {room / 1e6:.1f} MB are free)",
                 where=self.args.output_dir,
                 mend="Make room and run the same command again: it goes on from the last whole"
                 " checkpoint.",
