@@ -17,8 +17,20 @@ from collections.abc import Callable
 from typing import Any
 
 from aiohttp import web
+from multidict import CIMultiDict
 
-FAULTS = ("429", "500", "slow", "cut", "half", "cut-json", "wrong-json", "wrong-schema")
+FAULTS = (
+    "429",
+    "500",
+    "slow",
+    "cut",
+    "half",
+    "cut-json",
+    "wrong-json",
+    "wrong-schema",
+    "duplicate",
+)
+CONTENT = ("cut-json", "wrong-json", "wrong-schema")
 SLOW = 5.0
 
 
@@ -78,8 +90,9 @@ class Endpoint:
         self.whole: Counter[str] = Counter()  # good replies by seed
         self.tokens = [0, 0]
         self.times: Counter[str] = Counter()
+        self.spoilt: Counter[str] = Counter()
         self.bodies: list[dict[str, Any]] = []
-        self.headers: list[dict[str, str]] = []
+        self.headers: list[CIMultiDict[str]] = []
         self.keep = 0  # bodies to keep
         self.active = self.most_active = 0
 
@@ -87,7 +100,11 @@ class Endpoint:
         if callable(self.faults):
             return self.faults(seed, times)
         rng = random.Random(f"{seed}/{times}")
-        return rng.choice(FAULTS) if rng.random() < self.faults else None
+        fault = rng.choice(FAULTS) if rng.random() < self.faults else None
+        if fault in CONTENT and self.spoilt[seed]:
+            return None  # a second one would be a seed that cannot be recovered
+        self.spoilt[seed] += fault in CONTENT
+        return fault
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         raw = await request.read()
@@ -102,7 +119,7 @@ class Endpoint:
     async def answer(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         if len(self.bodies) < self.keep:
             self.bodies.append(body)
-            self.headers.append(dict(request.headers))
+            self.headers.append(request.headers.copy())
         asked = body.get("response_format", {}).get("type")
         if asked is not None and asked not in self.formats:
             self.outcomes["400"] += 1
@@ -126,6 +143,8 @@ class Endpoint:
         text = self.reply(body)
         if fault == "cut-json":
             text = text[: len(text) // 5]
+        elif fault == "duplicate":
+            text = json.dumps(make_draft("the same as ever"))
         elif fault == "wrong-json":
             text = "Sure! Here is your video."
         elif fault == "wrong-schema":
@@ -167,7 +186,7 @@ class Endpoint:
         self.outcomes["answered"] += 1
         self.tokens[0] += usage[0]
         self.tokens[1] += usage[1]
-        if fault is None:
+        if fault in (None, "duplicate"):
             self.whole[seed] += 1
         return web.Response(body=data, content_type="application/json")
 

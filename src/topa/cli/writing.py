@@ -54,7 +54,7 @@ StepsOption = Annotated[
 ]
 ExamplesOption = Annotated[
     int | None,
-    typer.Option("--examples", min=0, help="Tideos shown as examples.  [default: 2; embedded: 3]"),
+    typer.Option("--examples", min=0, help="Tideos shown as examples.  [default: 2]"),
 ]
 OutOption = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the run.")]
 PriceInOption = Annotated[

@@ -99,7 +99,8 @@ def draft_schema(
     """
     text: dict[str, Any] = {"type": "string"}
     if length is not None:
-        text |= {"minLength": 3, "maxLength": length}
+        # Small models also break out into brackets and line ends.
+        text["pattern"] = _plain_text(length)
 
     def many(item: dict[str, Any], least: int, most: int) -> dict[str, Any]:
         return {"type": "array", "items": item, "minItems": least, "maxItems": most}
@@ -121,8 +122,12 @@ def draft_schema(
         wrong=many(text, WRONG, WRONG),
         open_answer=text,
     )
-    caption = text if length is None else {**text, "maxLength": 3 * length}
+    caption = text if length is None else {**text, "pattern": _plain_text(3 * length)}
     return record(frames=many(frame, *frames), caption=caption, qas=many(question, *questions))
+
+
+def _plain_text(length: int) -> str:
+    return rf"^[A-Za-z0-9][A-Za-z0-9 ,.'-]{{2,{length - 2}}}[A-Za-z0-9.?]$"
 
 
 def parse_draft(text: str) -> dict[str, Any]:

@@ -120,6 +120,7 @@ class Run:
                 for task in (*workers, watch):
                     task.cancel()
                 await asyncio.gather(*workers, watch, return_exceptions=True)
+        status.at_once = int(self._gate.limit)
         if progress is not None:
             progress(status)
         return status

@@ -14,6 +14,7 @@ from topa.errors import ConfigError
 from topa.tideo.backends import BusyFault, Call
 
 _SHRINK = 0.5
+_RELIEF = 1 / 8  # of the strain of one congested reply, by each that is not
 _MAX_WAIT = 60.0
 
 
@@ -54,7 +55,8 @@ class Gate:
     """Lets so many requests through at once as the server bears.
 
     The number grows with every reply and is halved where the server is congested, as TCP does
-    (Chiu and Jain, 1989), at most once for the requests that were on their way together.
+    (Chiu and Jain, 1989), at most once for the requests that were on their way together. A
+    stray fault is no congestion: more than one reply in eight has to tell of it.
 
     Args:
         most: Never more than this.
@@ -68,6 +70,7 @@ class Gate:
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._ceiling = float(most)  # where to go on slowly after congestion
         self._generation = 0
+        self._strain = 0.0
 
     async def enter(self) -> int:
         """Wait for a place; return the generation of the request, to hand back on leaving."""
@@ -81,10 +84,13 @@ class Gate:
     def leave(self, generation: int, *, congested: bool = False, answered: bool = True) -> None:
         """Give the place back, and say how it went."""
         self._active -= 1
+        self._strain = max(0.0, self._strain + (1.0 if congested else -_RELIEF))
         if congested and generation == self._generation:
-            self._generation += 1
-            self.limit = max(1.0, self.limit * _SHRINK)
-            self._ceiling = self.limit
+            if self._strain >= max(2.0, self.limit * _RELIEF):
+                self._generation += 1
+                self._strain = 0.0
+                self.limit = max(1.0, self.limit * _SHRINK)
+                self._ceiling = self.limit
         elif answered and self.limit < self.most:
             grown = self.limit + (1.0 if self.limit < self._ceiling else 1.0 / self.limit)
             self.limit = min(float(self.most), grown)

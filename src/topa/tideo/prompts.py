@@ -164,7 +164,7 @@ class PromptStyle:
 
 
 COMPACT = PromptStyle(
-    examples=3,
+    examples=2,
     frames=(5, 5),
     questions=(3, 3),
     objects=(1, 2),
