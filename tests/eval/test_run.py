@@ -9,12 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from topa import answer
 from topa.answer import Topa
 from topa.data.templates import TEMPLATE_VERSION
 from topa.errors import ConfigError
+from topa.eval import measuring, run, sources
+from topa.eval.log import PredictionLog, Shard
+from topa.eval.measuring import token_limit
 from topa.eval.questions import VideoQuestion, from_tideos, read_questions
-from topa.eval.run import evaluate, fingerprint_of_trainables, tideo_features
+from topa.eval.run import Evaluation, evaluate, fingerprint_of_trainables, tideo_features
+from topa.eval.sources import TextFeatures, VideoFolder
 from topa.features.memory import Memory
 from topa.tideo.schema import Tideo
 
@@ -82,13 +85,13 @@ def test_no_readable_video_at_all_is_accuracy_zero(topa, videos):
 
 def test_every_video_is_read_once_even_a_bad_one(topa, videos, monkeypatch):
     read: list[str] = []
-    original = answer.read_clip
+    original = sources.read_clip
 
     def counting(path, **settings):
         read.append(Path(path).name)
         return original(path, **settings)
 
-    monkeypatch.setattr(answer, "read_clip", counting)
+    monkeypatch.setattr(sources, "read_clip", counting)
     names = ["a.mp4", "text.mp4", "b.mp4", "a.mp4", "text.mp4", "b.mp4"]
     evaluate(topa, [ask(str(i), name) for i, name in enumerate(names)], videos=videos)
     assert read == ["a.mp4", "text.mp4", "b.mp4"]
@@ -160,18 +163,19 @@ def test_a_blind_evaluation_has_the_same_failures(topa, videos):
 
 def test_scores_that_are_not_numbers_are_no_answer(topa, videos, monkeypatch):
     """An argmax over NaN is an answer nobody gave."""
-    original = topa.score
+    original = measuring.score_options
 
     def broken(*args, **settings):
         scores = original(*args, **settings)
         scores[0][1] = torch.full_like(scores[0][1], torch.nan)
         return scores
 
-    monkeypatch.setattr(topa, "score", broken)
+    monkeypatch.setattr(measuring, "score_options", broken)
     report = evaluate(topa, [ask("0", "a.mp4"), ask("1", "a.mp4")], videos=videos)
     assert [item["id"] for item in report.failures] == ["1"]
     assert "not finite" in report.failures[0]["reason"]
     assert report.predictions[1]["predicted"] is None
+    json.dumps(report.as_dict(), allow_nan=False)
 
 
 def test_without_memory_the_report_says_so(topa, videos):
@@ -192,7 +196,7 @@ def test_the_saved_report_holds_everything_needed_to_repeat_it(topa, videos, tmp
     assert found == report.as_dict()
     assert set(report.as_dict()) - set(report.as_dict(predictions=False)) == {"predictions"}
     assert found["num_frames"] == 2
-    assert found["method"] == topa.model.config.scoring
+    assert found["method"] == "likelihood-pmi"
     assert found["template_version"] == TEMPLATE_VERSION
     assert found["fingerprints"]["encoder"] == topa.encoder.fingerprint
     assert found["fingerprints"]["llm"] == topa.model.config.llm_fingerprint
@@ -216,8 +220,111 @@ def test_progress_ends_with_all_done(topa, videos):
     evaluate(
         topa, questions, videos=videos, method="selection", progress=lambda *row: seen.append(row)
     )
-    assert ("videos", 2, 2) in seen
-    assert seen[-1] == ("questions", 2, 2)
+    assert seen[-1] == ("questions", 3, 3)
+
+
+def test_a_part_of_a_video_is_watched_alone(topa, videos):
+    """The second second of the clip shows the cat only, the whole of it shows coffee first."""
+    whole = ask("0", "a.mp4")
+    part = whole.model_copy(update={"qid": "1", "start": 1.0, "end": 2.0})
+    source = VideoFolder(topa, videos, 10)
+    assert len(source.watch(part).images) < len(source.watch(whole).images)
+    report = evaluate(topa, [whole, part], videos=videos)
+    one, other = (row["probabilities"] for row in report.predictions)
+    assert one != pytest.approx(other)
+
+
+def test_a_prompt_that_is_too_long_is_wrong_and_listed_never_cut(topa, videos):
+    limit = token_limit(topa)
+    long = ask("1", "a.mp4").model_copy(update={"subtitles": "word " * (limit + 1)})
+    report = evaluate(topa, [ask("0", "a.mp4"), long], videos=videos)
+    (failure,) = report.failures
+    assert failure["id"] == "1"
+    assert f"the LLM reads {limit}" in failure["reason"]
+    assert (report.n, report.predictions[1]["predicted"]) == (2, None)
+
+
+def test_an_answer_that_names_no_option_is_wrong_and_listed(topa, videos, monkeypatch):
+    monkeypatch.setattr(topa, "generate", lambda prompts, *_: ["perhaps the cat"] * len(prompts))
+    report = evaluate(topa, [ask("0", "a.mp4")], videos=videos, method="generation")
+    assert report.accuracy == 0
+    assert "no option in the answer 'perhaps the cat'" in report.failures[0]["reason"]
+
+
+def test_baselines_are_those_of_runs_of_their_own(topa, tideos):
+    questions, features = from_tideos(tideos[:3]), tideo_features(tideos[:3], topa)
+    report = evaluate(topa, questions, features=features, context=True)
+    blind = evaluate(topa, questions, features=features, blind=True)
+    similar = evaluate(topa, questions, features=features, method="similarity")
+    assert report.baselines["blind"]["right"] == blind.right
+    assert report.baselines["similarity"]["right"] == similar.right
+    alone = evaluate(topa, questions, features=features)
+    assert [row["predicted"] for row in alone.predictions] == [
+        row["predicted"] for row in report.predictions
+    ]
+
+
+def test_blind_needs_no_videos_at_all(topa):
+    questions = [ask("0", "nowhere.mp4"), ask("1", "neither.mp4")]
+    report = evaluate(topa, questions, blind=True)
+    assert (report.n, report.failures) == (2, [])
+
+
+def test_answers_that_are_not_public_have_no_accuracy(topa, tideos):
+    questions = [q.model_copy(update={"answer": None}) for q in from_tideos(tideos[:1])]
+    report = evaluate(topa, questions, features=tideo_features(tideos[:1], topa))
+    assert (report.accuracy, report.n, report.asked) == (None, 0, len(questions))
+    assert all(row["predicted"] is not None for row in report.predictions)
+
+
+def job_of(topa: Topa, tideos: list[Tideo]) -> Evaluation:
+    features = tideo_features(tideos, topa)
+    source = TextFeatures(features, topa.model.config.num_frames)
+    return Evaluation(topa, from_tideos(tideos), source, context=True)
+
+
+def test_two_shards_are_one_run_and_no_question_is_asked_twice(topa, tideos, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "CLIPS_PER_UNIT", 2)
+    job = job_of(topa, tideos[:7])
+    ids = [question.qid for question in job.questions]
+    whole, _ = job.answer(PredictionLog(tmp_path / "one", job.settings))
+    logs = [PredictionLog(tmp_path / "two", job.settings, Shard(i, 2)) for i in range(2)]
+    job.answer(logs[0], Shard(0, 2))
+    assert logs[0].gather(ids) is None  # the other half is not there yet
+    job.answer(logs[1], Shard(1, 2))
+    assert logs[1].gather(ids) == whole
+    one, two = ((tmp_path / name / "predictions.jsonl").read_text() for name in ("one", "two"))
+    assert one == two
+    assert len(one.splitlines()) == len(ids) == len(set(ids))
+
+
+def test_a_run_that_was_stopped_ends_as_if_it_was_not(topa, tideos, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "CLIPS_PER_UNIT", 2)
+    job = job_of(topa, tideos[:6])
+    whole, made = job.answer(PredictionLog(tmp_path / "whole", job.settings))
+    assert made == len(whole)
+
+    def stop(stage: str, done: int, total: int) -> None:
+        if done > total / 2:
+            raise KeyboardInterrupt
+
+    log = PredictionLog(tmp_path / "cut", job.settings)
+    with pytest.raises(KeyboardInterrupt):
+        job.answer(log, progress=stop)
+    with open(log.path(), "a", encoding="utf-8") as file:
+        file.write('{"id": "cut off while wri')
+    resumed, new = job.answer(PredictionLog(tmp_path / "cut", job.settings))
+    assert 0 < new < len(whole)
+    assert resumed == whole
+    cut, one = ((tmp_path / name / "predictions.jsonl").read_text() for name in ("cut", "whole"))
+    assert cut == one
+
+
+def test_a_folder_of_another_run_is_refused(topa, tideos, tmp_path):
+    job = job_of(topa, tideos[:2])
+    PredictionLog(tmp_path, job.settings)
+    with pytest.raises(ConfigError, match=r"other settings \(blind\)"):
+        PredictionLog(tmp_path, {**job.settings, "blind": True})
 
 
 @pytest.mark.parametrize(
