@@ -320,7 +320,8 @@ def test_a_request_that_takes_too_long_is_given_up(serving, url):
 def test_an_answer_nobody_waits_for_is_not_written(serving, url):
     with serving() as address:
         body = {"messages": about(url), "max_tokens": 512, "stream": True, "temperature": 1}
-        with httpx2.stream("POST", f"{address}/v1/chat/completions", json=body) as response:
+        route = f"{address}/v1/chat/completions"
+        with httpx2.stream("POST", route, json=body, timeout=60) as response:
             next(response.iter_lines())
         deadline = time.monotonic() + 10
         while time.monotonic() < deadline:
@@ -344,6 +345,7 @@ run_server(topa, ServeConfig(), ApiKeys(), name="tiny", host="127.0.0.1", port=i
 """
 
 
+@pytest.mark.slow
 def test_a_server_that_is_stopped_finishes_what_it_began(checkpoint, url):
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))

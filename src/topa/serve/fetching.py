@@ -178,7 +178,8 @@ class Fetcher:
                 raise ForbiddenError("the address redirects", where="video_url")
             if response.status != 200:
                 raise RequestError(f"the host answers {response.status}", where="video_url")
-            found = dict(response.headers).get(b"content-length", b"0")
+            named = {name.lower(): value for name, value in response.headers}
+            found = named.get(b"content-length", b"0")
             if found.isdigit() and int(found) > most:
                 raise _too_large(most)
             content = bytearray()
