@@ -103,7 +103,7 @@ class MetaLanguage:
             )
         params = read_json(folder / "params.json")
         _check_params(params, folder / "params.json")
-        shards = []
+        shards: list[Mapping[str, Tensor]] = []
         for path in _shard_paths(folder):
             tensors = load_tensors(path)
             if not isinstance(tensors, dict):
