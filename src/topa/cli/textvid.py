@@ -180,7 +180,7 @@ def stats(
     if with_map:
         from topa.features.layout import lay_out
 
-        points = lay_out(tideos, _encode(tideos, encoder))
+        points = lay_out(tideos, encode_all(tideos, encoder))
     page = write_page(folder, found, points, name=file)
     if as_json:
         print_json({"page": str(page), **found})
@@ -294,11 +294,12 @@ def look_for_near(
     if near == "features" and tideos:
         from topa.features.layout import find_near
 
-        return find_near(tideos, _encode(tideos, encoder))
+        return find_near(tideos, encode_all(tideos, encoder))
     return []
 
 
-def _encode(tideos: list[Tideo], encoder: str) -> TideoFeatures:
+def encode_all(tideos: list[Tideo], encoder: str) -> TideoFeatures:
+    """Return the features of Tideos, with a bar."""
     from topa.features.encoder import load_encoder
     from topa.features.store import encode_tideos
 
