@@ -18,6 +18,7 @@ from topa.cli.audit import audit
 from topa.cli.batches import export_batch, import_batch
 from topa.cli.bench import bench
 from topa.cli.benchmarks import check_benchmarks, list_benchmarks, write_lmms_task
+from topa.cli.conversion import export_textvid, import_textvid
 from topa.cli.evaluation import compare, evaluate
 from topa.cli.features import (
     encode_textvid,
@@ -152,6 +153,10 @@ _batch = typer.Typer(help="Write Tideos through batch files (OpenAI's format).")
 _batch.command("export")(export_batch)
 _batch.command("import")(import_batch)
 _textvid.add_typer(_batch, name="batch")
+_authors = typer.Typer(help="The authors' textvid.json, features and memory: take in, write.")
+_authors.command("import")(import_textvid)
+_authors.command("export")(export_textvid)
+_textvid.add_typer(_authors, name="official")
 app.add_typer(_textvid, name="textvid")
 
 
