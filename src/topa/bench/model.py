@@ -237,7 +237,7 @@ class Learning:
             if segment.is_label
         )
         cost = StepCost(self.bench.model)
-        operations = cost.of(sum(lengths), sum(n * n for n in lengths), targets)
+        operations = cost.of(len(lengths), sum(lengths), sum(n * n for n in lengths), targets)
         start, used = time.perf_counter(), time.process_time()
         self.ours()
         seconds, of_cpu = time.perf_counter() - start, time.process_time() - used

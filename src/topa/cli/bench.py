@@ -24,9 +24,7 @@ def bench(
     ] = "embedded",
     save: Annotated[
         Path | None,
-        typer.Option(
-            "--out", metavar="FILE.json", help="Write it here, and as FILE.md, after each."
-        ),
+        typer.Option("--out", metavar="FILE.json", help="Write it here and as FILE.md."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -42,20 +42,28 @@ class StepCost:
         )
         attended = config.num_hidden_layers * config.num_attention_heads * width
         prompts = model.config.adapter_length if model.config.variant == "adapter" else 0
+        # Forward, and backward to the projector's own weights: its input needs no gradient.
+        self.per_sample = 4 * model.visual_proj.weight.numel() * model.config.num_frames
         # Scores and mixtures, forward and twice backward: 2 products, 2 operations, 3 times.
         self.per_token = 4 * frozen + 6 * trained + 12 * attended * prompts
         self.per_pair = 12 * attended / 2
         self.per_target = 4 * config.vocab_size * config.hidden_size
 
-    def of(self, tokens: float, pairs: float, targets: float) -> float:
+    def of(self, samples: float, tokens: float, pairs: float, targets: float) -> float:
         """Return the operations of a step.
 
         Args:
+            samples: Prompts with a video.
             tokens: Tokens that are not padding.
             pairs: Sum over prompts of the square of their length.
             targets: Label tokens.
         """
-        return self.per_token * tokens + self.per_pair * pairs + self.per_target * targets
+        return (
+            self.per_sample * samples
+            + self.per_token * tokens
+            + self.per_pair * pairs
+            + self.per_target * targets
+        )
 
 
 def measure_peak(device: torch.device, dtype: torch.dtype, repeats: int = 5) -> float:
@@ -139,7 +147,7 @@ class Meter:
         """
         samples, tokens, padded, pairs, targets = add_up(self.counts).tolist()
         seconds = max(time.perf_counter() - self.start - self.paused, 1e-9)
-        operations = self.cost.of(tokens, pairs, targets)
+        operations = self.cost.of(samples, tokens, pairs, targets)
         figures = {
             "samples_per_second": samples / seconds,
             "tokens_per_second": tokens / seconds,

@@ -246,7 +246,7 @@ def plan(
     # In the order of speed: sharding costs more than computing twice only between machines.
     fitting = [name for name, memory in ways.items() if memory.total <= gpu_memory * GB]
     chosen = fitting[0] if fitting else min(ways, key=lambda name: ways[name].total)
-    cost = StepCost(model).of(MEAN_TOKENS, MEAN_TOKENS**2, MEAN_LABELS)
+    cost = StepCost(model).of(1, MEAN_TOKENS, MEAN_TOKENS**2, MEAN_LABELS)
     operations = cost * tideos * epochs
     done_twice = 4 / 3 if "recompute" in chosen else 1.0
     hours = operations * done_twice / (gpus * tflops * 1e12 * mfu) / 3600
