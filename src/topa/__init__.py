@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from topa.features.store import encode_tideos
     from topa.features.video import Clip, read_clip
     from topa.model.config import TopaConfig
+    from topa.model.processor import TopaProcessor
     from topa.model.topa import TopaForConditionalGeneration
     from topa.tideo.schema import Frame, Question, Tideo, read_tideos, write_tideos
     from topa.tideo.textvid import load_textvid, load_tideos
@@ -43,6 +44,7 @@ _MODULES = {
     "TopaConfig": "topa.model.config",
     "TopaError": "topa.errors",
     "TopaForConditionalGeneration": "topa.model.topa",
+    "TopaProcessor": "topa.model.processor",
     "VideoQuestion": "topa.eval.questions",
     "align": "topa.train.align",
     "encode_tideos": "topa.features.store",
@@ -73,6 +75,7 @@ __all__ = [
     "TopaConfig",
     "TopaError",
     "TopaForConditionalGeneration",
+    "TopaProcessor",
     "VideoQuestion",
     "align",
     "encode_tideos",

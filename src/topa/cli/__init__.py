@@ -31,6 +31,7 @@ from topa.cli.features import (
 from topa.cli.generation import generate, list_seeds, show_prompt
 from topa.cli.machine import DemoCommand, demo, doctor
 from topa.cli.memory import build_memory
+from topa.cli.merging import merge
 from topa.cli.official import check as check_official
 from topa.cli.official import export, import_
 from topa.cli.plan import plan
@@ -118,6 +119,7 @@ for _command in (
     describe,
     evaluate,
     doctor,
+    merge,
     serve,
     ui,
 ):

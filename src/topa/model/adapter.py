@@ -18,6 +18,8 @@ from transformers.masking_utils import sdpa_mask
 
 from topa.errors import ConfigError
 from topa.model.attention import VideoBias, VideoSpan, attend
+from topa.model.packing import check_length
+from topa.model.placement import device_of
 
 ATTENTION = "topa"
 # Their attention calls the function, but is not softmax(q k^T) v by itself.
@@ -147,28 +149,11 @@ def add_adapter(llm: PreTrainedModel, length: int, layers: int | None, bias: flo
             mend="Lower model.adapter_layers.",
         )
     config = llm.config.get_text_config(decoder=True)
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions is not None and length > positions:
-        raise ConfigError(
-            f"adapter_length is {length}, the LLM has {positions} positions",
-            where=type(llm).__name__,
-            mend="Lower model.adapter_length.",
-        )
+    check_length(length, "model.adapter_length", config)
     for module in modules[len(modules) - count :]:
         layer = AdapterLayer(length, config.hidden_size, config.num_attention_heads, bias)
         # Trainables stay float32 whatever the LLM's type: small steps vanish in 16 bits.
         module.topa_adapter = layer.to(device_of(module))  # type: ignore[assignment]
-
-
-def device_of(module: nn.Module) -> torch.device:
-    """Return where a module computes; offloaded weights wait elsewhere ("meta" for a disk)."""
-    for part in module.modules():
-        hook = getattr(part, "_hf_hook", None)
-        for one in getattr(hook, "hooks", (hook,)):
-            device = getattr(one, "execution_device", None)
-            if device is not None:
-                return torch.device(device)
-    return next(module.parameters()).device
 
 
 def topa_attention(

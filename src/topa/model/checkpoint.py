@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from topa.errors import CheckpointError, ConfigError, DataError, FingerprintError
 from topa.model.config import TopaConfig
+from topa.model.hub import fetch_checkpoint, is_hub_id
 from topa.runs import atomic_path, read_json
 
 if TYPE_CHECKING:
@@ -124,9 +125,21 @@ def read_config(checkpoint: str | Path) -> TopaConfig:
         raise CheckpointError(error.what, where=path, mend=error.mend) from None
 
 
-def checkpoint_folder(checkpoint: str | Path) -> Path:
-    """Return the folder of a checkpoint given as "embedded" or as a folder."""
-    return EMBEDDED_CHECKPOINT if str(checkpoint) == "embedded" else Path(checkpoint)
+def checkpoint_folder(checkpoint: str | Path, **options: Any) -> Path:
+    """Return the folder of a checkpoint given as "embedded", as a folder or as a hub id.
+
+    Args:
+        checkpoint: A folder that is there goes before a hub id of the same name.
+        **options: Of the hub, as `fetch_checkpoint` takes them.
+
+    Raises:
+        CheckpointError: A hub id that is not there, or cannot be reached.
+    """
+    if str(checkpoint) == "embedded":
+        return EMBEDDED_CHECKPOINT
+    if not Path(checkpoint).exists() and is_hub_id(str(checkpoint)):
+        return fetch_checkpoint(str(checkpoint), **options)
+    return Path(checkpoint)
 
 
 def _mismatches(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:

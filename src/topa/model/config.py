@@ -11,6 +11,27 @@ from topa.errors import ConfigError
 VARIANTS = ("adapter", "lora", "projector")
 
 
+def _refuse_unknown(fields: dict[str, Any]) -> None:
+    """Refuse fields that neither a TOPA model nor transformers knows: typos, or a newer version.
+
+    Raises:
+        ConfigError: Names them.
+    """
+    plain = PretrainedConfig()
+    known = {"torch_dtype", "num_labels", "name_or_path", "attn_implementation", "model_type"}
+    unknown = [
+        name
+        for name in sorted(fields)
+        if name not in known and not name.startswith("_") and not hasattr(plain, name)
+    ]
+    if unknown:
+        raise ConfigError(
+            f"unknown fields: {', '.join(unknown)}",
+            where="TopaConfig",
+            mend="Correct them, or use the version of topa that wrote them.",
+        )
+
+
 class TopaConfig(PretrainedConfig):
     """Configuration of `TopaForConditionalGeneration`.
 
@@ -69,6 +90,7 @@ class TopaConfig(PretrainedConfig):
         keep_slot_positions: bool = False,
         **kwargs: Any,
     ):
+        _refuse_unknown(kwargs)
         if isinstance(text_config, dict):
             text_config = AutoConfig.for_model(**text_config)
         if variant not in VARIANTS:
@@ -108,3 +130,6 @@ class TopaConfig(PretrainedConfig):
     def num_slots(self) -> int:
         """Video positions in a prompt."""
         return self.num_frames * self.slots_per_frame
+
+
+AutoConfig.register(TopaConfig.model_type, TopaConfig, exist_ok=True)

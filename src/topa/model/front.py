@@ -24,12 +24,14 @@ class ProjectorParts:
         positions: [T, D] temporal embeddings.
         words: Dictionary that frames are said in; None without one (paper).
         embedding: [vocabulary, D] token embeddings of the LLM, for the words.
+        scale: What the LLM multiplies them with when it looks one up (Gemma 3).
     """
 
     projection: nn.Linear
     positions: Tensor
     words: WordDictionary | None
     embedding: Tensor
+    scale: float = 1.0
 
 
 def project_frames(features: Tensor, parts: ProjectorParts, config: TopaConfig) -> Tensor:
@@ -69,7 +71,7 @@ def project_frames(features: Tensor, parts: ProjectorParts, config: TopaConfig) 
         flat = features.flatten(0, -2)
         words = parts.words.pursue(flat, slots).view(*features.shape[:-1], slots)
         said = parts.words.embed(words, parts.embedding)
-        projected = projected + said.to(projected)
+        projected = projected + parts.scale * said.to(projected)
     return projected.flatten(1, -2)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 import os
@@ -9,6 +10,7 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -16,6 +18,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -23,6 +26,8 @@ from transformers import (
 from topa.errors import ConfigError
 from topa.runs import cache_dir, digest, sha256_of
 from topa.weights import SMOLLM2_GGUF
+
+Quantization = Literal["8bit", "4bit"]
 
 logger = logging.getLogger(__name__)
 
@@ -36,41 +41,118 @@ class Language:
     fingerprint: str
 
 
-def load_language(source: str, dtype: torch.dtype = torch.float32) -> Language:
+def load_language(
+    source: str,
+    dtype: torch.dtype = torch.float32,
+    *,
+    device_map: str | dict[str, Any] | None = None,
+    quantization: Quantization | None = None,
+    revision: str | None = None,
+    **placement: Any,
+) -> Language:
     """Load a causal LM with every weight frozen.
 
     Args:
         source: "embedded", a GGUF file, a folder or a hub id.
         dtype: Type of the weights in memory.
+        device_map: Where layers go, as transformers takes it ("auto", or module by module).
+        quantization: "8bit" or "4bit" weights, through bitsandbytes.
+        revision: Branch, tag or commit of a hub id.
+        **placement: `max_memory` and `offload_folder`, beside a `device_map`.
+
+    Raises:
+        WeightsError: The embedded LLM's package is missing.
+        ConfigError: Nothing loadable is at `source`, or bitsandbytes is not installed.
+    """
+    unknown = set(placement) - {"max_memory", "offload_folder"}
+    if unknown:
+        raise ConfigError(f"unknown arguments {sorted(unknown)}", where="load_language")
+    folder, fingerprint = _locate(source)
+    options: dict[str, Any] = {"revision": revision} if revision is not None else {}
+    if device_map is not None:
+        options |= {"device_map": device_map, **placement}
+    if quantization is not None:
+        options["quantization_config"] = _bits(quantization, dtype)
+    tokenizer = _load_tokenizer(folder, source, revision)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **options)
+    except (OSError, ValueError) as error:
+        raise _unloadable(source, error) from error
+    model.requires_grad_(False)
+    model.eval()
+    return Language(model, tokenizer, fingerprint or fingerprint_of(model, source))
+
+
+def load_tokenizer(source: str, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of an LLM alone.
+
+    Args:
+        source: As for `load_language`.
+        revision: Branch, tag or commit of a hub id.
 
     Raises:
         WeightsError: The embedded LLM's package is missing.
         ConfigError: Nothing loadable is at `source`.
     """
-    if source == "embedded":
-        folder = _embedded_folder()
-        fingerprint = f"smollm2-135m-{SMOLLM2_GGUF.sha256[:12]}"
-    elif source.endswith(".gguf"):
-        path = Path(source)
-        if not path.is_file():
-            raise ConfigError("GGUF file not found", where=source, mend="Check the path.")
-        sha = sha256_of(path)
-        folder = _unpacked_gguf(path, sha)
-        fingerprint = f"gguf-{sha[:12]}"
-    else:
-        folder, fingerprint = Path(source), ""
+    return _load_tokenizer(_locate(source)[0], source, revision)
+
+
+def _load_tokenizer(folder: str, source: str, revision: str | None) -> PreTrainedTokenizerBase:
+    options = {} if revision is None else {"revision": revision}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder))
-        model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype)
+        return AutoTokenizer.from_pretrained(folder, **options)
     except (OSError, ValueError) as error:
+        raise _unloadable(source, error) from error
+
+
+def _locate(source: str) -> tuple[str, str]:
+    """Return what transformers loads an LLM from, and its fingerprint ("" if not known yet).
+
+    Raises:
+        WeightsError: The embedded LLM's package is missing.
+        ConfigError: There is no such GGUF file.
+    """
+    if source == "embedded":
+        return str(_embedded_folder()), f"smollm2-135m-{SMOLLM2_GGUF.sha256[:12]}"
+    if not source.endswith(".gguf"):
+        return source, ""
+    path = Path(source)
+    if not path.is_file():
+        raise ConfigError("GGUF file not found", where=source, mend="Check the path.")
+    sha = sha256_of(path)
+    return str(_unpacked_gguf(path, sha)), f"gguf-{sha[:12]}"
+
+
+def _unloadable(source: str, error: Exception) -> ConfigError:
+    return ConfigError(
+        f"the LLM cannot be loaded ({str(error).splitlines()[0]})",
+        where=source,
+        mend='Use "embedded", a GGUF file, a Hugging Face folder or a hub id.',
+    )
+
+
+def _bits(quantization: str, dtype: torch.dtype) -> BitsAndBytesConfig:
+    """Return how bitsandbytes is to store the weights.
+
+    Raises:
+        ConfigError: It is not installed, or knows no such way.
+    """
+    if quantization not in get_args(Quantization):
         raise ConfigError(
-            f"the LLM cannot be loaded ({str(error).splitlines()[0]})",
-            where=source,
-            mend='Use "embedded", a GGUF file, a Hugging Face folder or a hub id.',
-        ) from error
-    model.requires_grad_(False)
-    model.eval()
-    return Language(model, tokenizer, fingerprint or fingerprint_of(model, source))
+            f"unknown quantization {quantization!r}",
+            mend=f"Use one of {get_args(Quantization)}.",
+        )
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ConfigError(
+            f"{quantization} weights need bitsandbytes, which is not installed",
+            where="quantization",
+            mend="Run: pip install -e '.[quantize]'",
+        )
+    if quantization == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
+    )
 
 
 def fingerprint_of(model: PreTrainedModel, source: str) -> str:
@@ -78,7 +160,8 @@ def fingerprint_of(model: PreTrainedModel, source: str) -> str:
     revision = getattr(model.config, "_commit_hash", None)
     if revision:
         return f"{source}@{revision[:12]}"
-    shape = json.dumps([model.config.model_type, model.config.vocab_size, model.config.hidden_size])
+    text = model.config.get_text_config(decoder=True)
+    shape = json.dumps([model.config.model_type, text.vocab_size, text.hidden_size])
     weight: Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
     # Rounded, so that the same weights in 32 and in 16 bits have one identity.
     rounded = weight[:: max(1, len(weight) // 64)].to(torch.bfloat16)

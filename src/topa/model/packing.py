@@ -11,6 +11,21 @@ from topa.errors import ConfigError
 _LAYER_KINDS = {"full_attention", "sliding_attention"}
 
 
+def check_length(tokens: int, what: str, config: PretrainedConfig) -> None:
+    """Refuse what is longer than the LLM has positions for.
+
+    Raises:
+        ConfigError: Names both numbers.
+    """
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None and tokens > positions:
+        raise ConfigError(
+            f"{what}: {tokens} tokens, the LLM has {positions} positions",
+            where=config.model_type,
+            mend="Use fewer or shorter ones, or an LLM with a longer context.",
+        )
+
+
 def check_language(config: PretrainedConfig) -> None:
     """Refuse an LLM whose packed prompts would not score as its plain ones.
 
@@ -97,3 +112,16 @@ def mask_layers(
     distance = position_ids[:, None, :, None] - position_ids[:, None, None, :]
     near = full & (distance < window)
     return {"full_attention": full, "sliding_attention": near} if kinds else near
+
+
+def span_means(log_probs: Tensor, spans: Tensor, count: int) -> Tensor:
+    """Return the mean log-probability per token of each of `count` spans, [M].
+
+    Args:
+        log_probs: [N] log-probability of each token.
+        spans: [N] span of each token.
+        count: M.
+    """
+    sums = log_probs.new_zeros(count).index_add_(0, spans, log_probs)
+    lengths = log_probs.new_zeros(count).index_add_(0, spans, torch.ones_like(log_probs))
+    return sums / lengths.clamp(min=1)

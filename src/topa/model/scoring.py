@@ -9,20 +9,10 @@ from torch import Tensor
 
 from topa.data.collate import Batch, collate
 from topa.data.templates import Prompt
+from topa.model.packing import span_means
 from topa.model.topa import TopaForConditionalGeneration
 
-
-def span_means(log_probs: Tensor, spans: Tensor, count: int) -> Tensor:
-    """Return the mean log-probability per token of each of `count` spans, [M].
-
-    Args:
-        log_probs: [N] log-probability of each token.
-        spans: [N] span of each token.
-        count: M.
-    """
-    sums = log_probs.new_zeros(count).index_add_(0, spans, log_probs)
-    lengths = log_probs.new_zeros(count).index_add_(0, spans, torch.ones_like(log_probs))
-    return sums / lengths.clamp(min=1)
+__all__ = ["score_options", "span_means"]
 
 
 @torch.inference_mode()

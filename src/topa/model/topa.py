@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
+    GenerationMixin,
+    PreTrainedModel,
+)
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
@@ -17,23 +22,30 @@ from topa.data.collate import Batch
 from topa.errors import ConfigError
 from topa.model.adapter import ATTENTION
 from topa.model.attention import span_video
-from topa.model.checkpoint import (
-    check_fingerprint,
-    checkpoint_folder,
-    load_trainables,
-    read_config,
-    save_trainables,
-)
 from topa.model.config import TopaConfig
-from topa.model.front import ProjectorParts, check_slots, place_frames, project_frames
-from topa.model.language import Language, load_language
+from topa.model.front import (
+    ProjectorParts,
+    check_slots,
+    place_frames,
+    project_frames,
+    resize_positions,
+)
 from topa.model.official.quirks import count_slots, fit_language
-from topa.model.packing import check_language, finish_logits, mask_layers, tree_mask
+from topa.model.packing import (
+    check_language,
+    check_length,
+    finish_logits,
+    mask_layers,
+    span_means,
+    tree_mask,
+)
+from topa.model.placement import device_of, is_placed
+from topa.model.pretrained import TopaPreTrainedModel
 from topa.model.variants import add_variant
 from topa.model.words import WordDictionary
 
 
-class TopaForConditionalGeneration(PreTrainedModel, GenerationMixin):
+class TopaForConditionalGeneration(TopaPreTrainedModel, GenerationMixin):
     """A causal LM that reads frame features in the video slots of its prompt.
 
     Position t of the video gets visual_proj(f_t) + temporal_emb_t (DESIGN section 2). The
@@ -46,14 +58,6 @@ class TopaForConditionalGeneration(PreTrainedModel, GenerationMixin):
             if None (for tests).
     """
 
-    config: TopaConfig
-    config_class = TopaConfig
-    base_model_prefix = "language_model"
-    main_input_name = "input_ids"
-    _supports_sdpa = True
-    _supports_attention_backend = True
-    _is_stateful = False
-
     def __init__(self, config: TopaConfig, language_model: PreTrainedModel | None = None):
         super().__init__(config)
         if language_model is None:
@@ -61,6 +65,7 @@ class TopaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         fit_language(language_model, config.skipped_layers, config.rope_theta)
         text = language_model.config.get_text_config(decoder=True)
         check_language(text)
+        check_length(config.num_slots, "video slots", text)
         language_model.requires_grad_(False)
         language_model.set_attn_implementation(ATTENTION)
         width = text.hidden_size
@@ -73,10 +78,14 @@ class TopaForConditionalGeneration(PreTrainedModel, GenerationMixin):
             self.words = WordDictionary(config.dictionary_size, config.feature_dim)
         add_variant(language_model, config)
         self.language_model = language_model
+        self.checkpoint: Path | None = None
+        if is_placed(language_model):
+            # Layers lie where a device map put them: what stands before them goes with the first.
+            start = device_of(language_model.get_input_embeddings())
+            for part in (self.visual_proj, self.temporal_emb, self.words):
+                if part is not None:
+                    part.to(start)
         self.post_init()
-
-    def _init_weights(self, module: nn.Module) -> None:
-        """Leave every weight as its constructor made it: the LLM comes loaded."""
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the LLM's token embedding."""
@@ -86,72 +95,18 @@ class TopaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """Return the LLM's head."""
         return self.language_model.get_output_embeddings()
 
-    def trainable_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Yield name and tensor of what is trained."""
-        for name, parameter in self.named_parameters():
-            if parameter.requires_grad:
-                yield name, parameter
-
-    def saved_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield name and tensor of what a checkpoint holds: the trained ones, and the words."""
-        yield from self.trainable_parameters()
-        if self.words is not None:
-            yield from self.words.named_buffers(prefix="words")
-
     def train(self, mode: bool = True) -> TopaForConditionalGeneration:
         """Set the mode; the frozen LLM never uses dropout of its own."""
         super().train(mode)
         self.language_model.eval()
         return self
 
-    # Checkpoints ----------------------------------------------------------------------
-
-    def save_pretrained(  # type: ignore[override]
-        self, save_directory: str | Path, dtype: torch.dtype | None = None, **kwargs: Any
-    ) -> None:
-        """Write the configuration and the trained tensors (not the LLM) to a folder.
-
-        Args:
-            save_directory: Folder, made if it is not there.
-            dtype: Type of the tensors on disk; as they are if None.
-            **kwargs: `is_main_process` and `state_dict`, as the Trainer passes them.
-        """
-        unknown = set(kwargs) - {"is_main_process", "state_dict"}
-        if unknown:
-            raise ConfigError(f"unknown arguments {sorted(unknown)}", where="save_pretrained")
-        if kwargs.get("is_main_process", True):
-            self.config.save_pretrained(save_directory)
-            save_trainables(self, save_directory, dtype)
-
-    @classmethod
-    def from_pretrained(  # type: ignore[override]
-        cls,
-        pretrained_model_name_or_path: str | Path,
-        *,
-        language: Language | None = None,
-        llm: str | None = None,
-        dtype: torch.dtype = torch.float32,
-    ) -> TopaForConditionalGeneration:
-        """Load a checkpoint folder and the LLM that it names.
-
-        Args:
-            pretrained_model_name_or_path: "embedded" or a folder.
-            language: The LLM, where it is already loaded.
-            llm: Where to find the LLM, if not where the checkpoint says.
-            dtype: Type of the LLM's weights.
-
-        Raises:
-            CheckpointError: The folder is not a checkpoint, or does not fit the LLM.
-            FingerprintError: The LLM is another one than the checkpoint was trained on.
-        """
-        config = read_config(pretrained_model_name_or_path)
-        folder = checkpoint_folder(pretrained_model_name_or_path)
-        if language is None:
-            language = load_language(llm or config.llm, dtype)
-        check_fingerprint("LLM", config.llm_fingerprint, language.fingerprint, folder)
-        model = cls(config, language.model)
-        load_trainables(model, folder)
-        return model.eval()
+    def resize_frames(self, count: int) -> None:
+        """Let the model take `count` frames, by interpolating its temporal embeddings."""
+        positions = resize_positions(self.temporal_emb.weight.detach(), count)
+        learning = self.temporal_emb.weight.requires_grad
+        self.temporal_emb = nn.Embedding.from_pretrained(positions, freeze=not learning)
+        self.config.num_frames = count
 
     # Inputs ---------------------------------------------------------------------------
 
@@ -161,9 +116,12 @@ class TopaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         Raises:
             ConfigError: More frames than temporal positions, or features of another width.
         """
-        embedding = self.get_input_embeddings().weight
-        assert isinstance(embedding, Tensor)
-        parts = ProjectorParts(self.visual_proj, self.temporal_emb.weight, self.words, embedding)
+        table = self.get_input_embeddings()
+        assert isinstance(table.weight, Tensor)
+        scale = float(getattr(table, "embed_scale", 1.0))  # type: ignore[arg-type]
+        parts = ProjectorParts(
+            self.visual_proj, self.temporal_emb.weight, self.words, table.weight, scale
+        )
         return project_frames(features, parts, self.config)
 
     def embed(
@@ -220,8 +178,10 @@ class TopaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         if input_ids is None:
             raise ConfigError("input_ids are needed", where="TopaForConditionalGeneration")
-        past = past_key_values.get_seq_length() if past_key_values is not None else 0
-        past = int(past)
+        past = int(past_key_values.get_seq_length()) if past_key_values is not None else 0
+        if past == 0:
+            text = self.language_model.config.get_text_config(decoder=True)
+            check_length(input_ids.shape[1], "prompt", text)
         here = None
         if slot_index is not None and past < slot_index.shape[1]:
             here = slot_index[:, past : past + input_ids.shape[1]]
@@ -254,6 +214,21 @@ class TopaForConditionalGeneration(PreTrainedModel, GenerationMixin):
             model_kwargs = {**model_kwargs, "attention_mask": counted}
         return super()._prepare_position_ids_for_generation(inputs_tensor, model_kwargs)
 
+    @torch.inference_mode()
+    def score(self, batch: Batch) -> list[Tensor]:
+        """Return the mean token log-likelihood of the options of every question of a batch.
+
+        The video and the text before the options are read once, whatever the number of
+        questions and options: all of them are one packed pass.
+
+        Returns:
+            For each question, in order, [number of options].
+        """
+        means = span_means(self.target_log_probs(batch), batch.target_spans, len(batch.span_groups))
+        return [
+            means[batch.span_groups == question] for question in range(len(batch.group_answers))
+        ]
+
     def target_log_probs(self, batch: Batch) -> Tensor:
         """Return log P(token | its prefix) of every target token of a batch of prompts, [N].
 
@@ -280,3 +255,7 @@ class TopaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         picked = hidden[batch.target_rows, batch.target_sources]
         logits = finish_logits(self.get_output_embeddings()(picked).float(), config)
         return -F.cross_entropy(logits, batch.target_ids, reduction="none")
+
+
+AutoModelForMultimodalLM.register(TopaConfig, TopaForConditionalGeneration, exist_ok=True)
+AutoModelForImageTextToText.register(TopaConfig, TopaForConditionalGeneration, exist_ok=True)
