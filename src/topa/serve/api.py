@@ -172,7 +172,7 @@ def _add_method(app: FastAPI, service: Service) -> None:
     async def score(request: ScoreRequest) -> ScoreResponse:
         """Give the probability of every option of questions about a video."""
         _check_model(service, request.model)
-        method = request.method or service.topa.model.config.scoring
+        method = request.method or service.own_method
         video = await service.watch(request.video_url.url, request.num_frames, request.fps)
         probabilities = await service.choose(
             video,

@@ -176,8 +176,11 @@ class Page:
 
     def _sides(self, controls: Sequence[Any]) -> list[Side]:
         frames, compare, *rest = controls
-        sides = [side_of(*rest[:4], frames, self._most), side_of(*rest[4:], frames, self._most)]
-        return sides if compare else sides[:1]
+        shown = [rest[:4], rest[4:]] if compare else [rest[:4]]
+        return [
+            side_of(model, method, memory, blind, frames, self._most)
+            for model, method, memory, blind in shown
+        ]
 
     async def _look(self, video: str | None, *controls: Any) -> str:
         return await self._desk.look(video, self._sides(controls)[0])

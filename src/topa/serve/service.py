@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import cast
 
 from PIL import Image
 from torch import Tensor
@@ -182,6 +183,11 @@ class Service:
 
     # Questions -------------------------------------------------------------------------
 
+    @property
+    def own_method(self) -> Method:
+        """How the checkpoint scores options if nobody says otherwise."""
+        return cast(Method, self.topa.model.config.scoring)
+
     async def choose(
         self,
         video: SeenVideo,
@@ -197,7 +203,7 @@ class Service:
             ConfigError: A question or the options cannot be used as given.
             TooLargeError: A question with its options is longer than `max_prompt_tokens`.
         """
-        method = method or self.topa.model.config.scoring
+        method = method or self.own_method
         if method == "similarity" and blind:
             raise ConfigError("similarity has no blind form", where="method")
         for question, options in choices:
