@@ -28,10 +28,13 @@ ROOT = Path(__file__).parents[1]
 COMMANDS = (
     "align",
     "ask",
+    "bench",
     "describe",
     "evaluate",
     "encode",
+    "finetune",
     "memory build",
+    "plan",
     "textvid check",
     "doctor",
     "demo",
