@@ -1,0 +1,76 @@
+"""topa align, finetune, bench and plan, as they are typed."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from topa.cli import app
+from topa.config import AlignConfig, dump_config
+
+
+def run(*args: object):
+    return CliRunner().invoke(app, [str(arg) for arg in args])
+
+
+def test_all_wrong_settings_are_named_at_once():
+    result = run("finetune", "train.epochs=many", "data.frames=3", "start=3", "train.paralel=ddp")
+    assert result.exit_code == 2
+    (line,) = result.stderr.strip().splitlines()
+    for part in ("train.epochs: should be", "data.frames: unknown key", "start: should be"):
+        assert part in line
+    assert "train.paralel: unknown key, did you mean train.parallel?" in line
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("finetune", "nothing-known"), "no benchmark is called 'nothing-known'"),
+        (("finetune", "msrvtt"), "only questions with options can be trained on"),
+        (("align", "train.parallel=fsdp"), "sharding needs several processes"),
+        (("align", "--resume", "train.epochs=3"), "a run goes on with its own settings"),
+        (("bench", "speed"), "no benchmark is called speed"),
+        (("plan", "--llm", "no/such/folder"), "cannot be read"),
+    ],
+)
+def test_wrong_use_is_told_in_one_line(args, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = run(*args)
+    assert result.exit_code == 2, result.stderr
+    (line,) = (line for line in result.stderr.splitlines() if line.startswith("error: "))
+    assert message in line
+
+
+def test_questions_need_videos(tmp_path):
+    path = tmp_path / "questions.jsonl"
+    row = {"qid": "a", "video": "a", "question": "q?", "options": ["x", "y"], "answer": 0}
+    path.write_text(json.dumps(row))
+    result = run("finetune", path, f"out={tmp_path / 'run'}")
+    assert (result.exit_code, "either videos or features" in result.stderr) == (2, True)
+
+
+def test_resuming_needs_no_argument_but_a_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = run("align", "--resume")
+    assert (result.exit_code, "no run that is not finished" in result.stderr) == (2, True)
+    found = {}
+    monkeypatch.setattr("topa.train.align.align", lambda config, say: found.setdefault("c", config))
+    folder = tmp_path / "runs" / "mine"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(
+        dump_config(AlignConfig.model_validate({"out": "runs/mine", "train": {"epochs": 3.0}}))
+    )
+    run("align", "--resume")
+    assert (found["c"].out, found["c"].train.epochs) == ("runs/mine", 3.0)
+
+
+def test_a_plan_is_printed_and_given_to_programs():
+    args = ("plan", "--llm", "embedded", "--gpus", 2, "--gpu-memory", 24)
+    text = run(*args)
+    assert text.exit_code == 0, text.stderr
+    assert "Take train.parallel=ddp train.recompute=false train.batch_size=18." in text.stdout
+    found = json.loads(run(*args, "--json").stdout)
+    assert found["fits"] is True
+    assert set(found["ways"]) == {"ddp", "ddp, recompute", "fsdp", "fsdp, recompute"}
