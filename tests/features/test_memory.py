@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from topa.errors import DataError, FingerprintError
-from topa.features.memory import Memory, _attend_fused, _attend_plain
+from topa.features.attention import _attend_fused, _attend_plain
+from topa.features.memory import Memory
 
 
 def unit(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -201,3 +202,34 @@ def test_damaged_or_mixed_files_are_refused(tmp_path):
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(DataError, match="not a memory file"):
         Memory.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("storage", "size", "error"),
+    [("float32", 4, 1e-6), ("float16", 2, 2e-3), ("bfloat16", 2, 2e-2), ("int8", 1, 3e-2)],
+)
+def test_smaller_storage_changes_the_projection_little(storage, size, error, tmp_path):
+    rows, queries = unit(500, 64), unit(5, 64, seed=1)
+    captions = [str(row) for row in range(500)]
+    exact = Memory(rows, captions, "test-encoder", 30.0).project(queries)
+    memory = Memory(rows, captions, "test-encoder", 30.0, storage=storage)
+    assert memory.features.nbytes == 500 * 64 * size
+    assert (memory.project(queries) - exact).norm(dim=-1).max() < error
+    memory.save(tmp_path)
+    loaded = Memory.load(tmp_path)
+    assert loaded.storage == storage
+    assert loaded.fingerprint_of_content == memory.fingerprint_of_content
+    torch.testing.assert_close(loaded.project(queries), memory.project(queries))
+
+
+def test_the_nearest_rows_bound_what_top_k_leaves_out():
+    """The exact mean is the mean of kept and dropped rows, weighted by their mass."""
+    rows, queries = unit(300, 16), unit(8, 16, seed=1)
+    memory = Memory(rows, [""] * 300, "test-encoder", 30.0)
+    weights = (30.0 * queries @ rows.T).softmax(-1)
+    for k in (1, 10, 300):
+        kept = memory.nearest(queries, k)[0].sum(1)
+        dropped = torch.sort(weights, descending=True).values[:, k:].sum(1)
+        torch.testing.assert_close(1 - kept, dropped, atol=1e-5, rtol=0)
+    torch.testing.assert_close(memory.project(queries, top_k=300), memory.project(queries))
+    assert not torch.allclose(memory.project(queries, top_k=1), memory.project(queries))

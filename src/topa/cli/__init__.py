@@ -30,7 +30,7 @@ from topa.cli.features import (
 )
 from topa.cli.generation import generate, list_seeds, show_prompt
 from topa.cli.machine import DemoCommand, demo, doctor
-from topa.cli.memory import build_memory
+from topa.cli.memory import build_memory, inspect_memory
 from topa.cli.merging import merge
 from topa.cli.official import check as check_official
 from topa.cli.official import export, import_
@@ -140,6 +140,7 @@ app.add_typer(_features, name="features")
 
 _memory = typer.Typer(help="The text features that image features are projected into.")
 _memory.command("build")(build_memory)
+_memory.command("inspect")(inspect_memory)
 app.add_typer(_memory, name="memory")
 
 _textvid = typer.Typer(help="Write Tideos (textual videos) with an LLM, and see how good they are.")

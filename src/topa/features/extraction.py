@@ -142,13 +142,13 @@ def decode_videos(
     pool = ProcessPool(workers, context=get_context("spawn"), initializer=limit_process)
     # The reader keeps to the limit by itself, unless it hangs inside FFmpeg.
     patience = sampling.time_limit * 1.2 + 10
-    waiting: dict[Future, Source] = {}
+    waiting: dict[Future[DecodedVideo], Source] = {}
     queue = iter(sources)
     try:
         while True:
             while len(waiting) < workers + 2 and (source := next(queue, None)) is not None:
-                future = pool.schedule(decode_source, (source, sampling), timeout=patience)
-                waiting[future] = source
+                task = pool.schedule(decode_source, (source, sampling), timeout=patience)
+                waiting[task] = source
             if not waiting:
                 break
             for future in wait(waiting, return_when=FIRST_COMPLETED).done:
@@ -159,7 +159,7 @@ def decode_videos(
         pool.join()
 
 
-def _result_of(future: Future, source: Source) -> DecodedVideo | Failure:
+def _result_of(future: Future[DecodedVideo], source: Source) -> DecodedVideo | Failure:
     try:
         found: DecodedVideo = future.result()
     except VideoError as error:

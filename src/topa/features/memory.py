@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch.nn import functional
 
 from topa.errors import DataError
+from topa.features.attention import attend, chunks, pack_rows
 from topa.features.encoder import PAPER_TEMPERATURE, Encoder, temperature_for
 from topa.features.store import TideoFeatures, check_fingerprint, encode_tideos
 from topa.runs import atomic_path, digest, read_json, write_json
@@ -20,19 +21,21 @@ from topa.tideo.schema import Tideo
 from topa.tideo.textvid import load_tideos
 
 _CHUNK = 1 << 16  # rows of memory at a time, divided among the threads
-_SCORES = 2048  # rows whose scores are held at once where there is no fused kernel
+_SCORES = 2048  # rows whose scores are held at once where the largest are looked for
 _QUERIES = 1024  # features at a time
-_UNIT_TOLERANCE = 1e-3
+_UNIT_TOLERANCE = {"float32": 1e-3, "float16": 2e-3, "bfloat16": 1e-2, "int8": 3e-2}
 
 
 class Memory:
     """Unit text features of frames, and their captions.
 
     Args:
-        features: [n, d] unit rows; kept as contiguous float32.
+        features: [n, d] unit rows; kept contiguous.
         captions: One per row, to show what a feature was taken for.
         fingerprint: Of the encoder that made the features.
         temperature: tau of Eq. 2.
+        storage: Type the rows are kept in: float32, float16, bfloat16, or int8 with one scale
+            a row. Sums are float32 always.
 
     Raises:
         DataError: No rows, rows that are not unit vectors, or not one caption per row.
@@ -44,18 +47,21 @@ class Memory:
         captions: Sequence[str],
         fingerprint: str,
         temperature: float = PAPER_TEMPERATURE,
+        *,
+        storage: str = "float32",
     ):
         if features.ndim != 2 or not len(features):
             shape = list(features.shape)
             raise DataError(f"features [n, d] are needed, got {shape}", where="memory")
         if len(captions) != len(features):
             raise DataError(f"{len(features)} rows but {len(captions)} captions", where="memory")
-        self.features = features.detach().float().contiguous()
+        self.features, self.scales = pack_rows(features.detach(), storage)
+        self.storage = storage
         self.captions = list(captions)
         self.fingerprint = fingerprint
         self.temperature = float(temperature)
-        for start, rows in _chunks(self.features, 1 << 16):
-            wrong = ((rows.norm(dim=-1) - 1).abs() <= _UNIT_TOLERANCE).logical_not()
+        for start, rows in chunks(self.features, 1 << 16, self.scales):
+            wrong = ((rows.norm(dim=-1) - 1).abs() <= _UNIT_TOLERANCE[storage]).logical_not()
             if wrong.any():
                 row = start + int(wrong.nonzero()[0])
                 raise DataError(
@@ -95,14 +101,16 @@ class Memory:
     def fingerprint_of_content(self) -> str:
         """Short hash of features, captions, temperature and encoder, for checkpoints to record."""
         hashed = hashlib.sha256()
-        for _, rows in _chunks(self.features.cpu(), 1 << 16):
-            hashed.update(rows.numpy().data)
+        for rows in self.features.cpu().split(1 << 16):
+            # Scales of int8 add nothing: they are what makes a row a unit vector.
+            hashed.update(rows.contiguous().view(torch.uint8).numpy().data)
         parts = (hashed.hexdigest(), str(self.dim), repr(self.temperature), self.fingerprint)
         return "memory-" + digest(*parts, *self.captions)
 
     def to(self, device: str | torch.device) -> Memory:
         """Move the features, and return the memory itself."""
         self.features = self.features.to(device)
+        self.scales = None if self.scales is None else self.scales.to(device)
         return self
 
     def project(
@@ -112,6 +120,7 @@ class Memory:
         *,
         fingerprint: str | None = None,
         chunk: int = _CHUNK,
+        top_k: int | None = None,
     ) -> torch.Tensor:
         """Return normalise(softmax(tau * f M^T) M) of every feature f, exactly (paper, Eq. 2).
 
@@ -124,6 +133,7 @@ class Memory:
                 so do zero vectors, which have no direction to project.
             fingerprint: Of the encoder of `features`, refused where it is not the memory's.
             chunk: Rows of memory at a time.
+            top_k: Mix the k nearest rows alone; `nearest` tells what mass that leaves out.
 
         Returns:
             Unit features of the same shape, dtype and device.
@@ -144,28 +154,41 @@ class Memory:
         present = features.ne(0).any(-1)
         if mask is not None:
             present &= mask.to(present)
-        queries = features[present].detach().to(self.features)
+        queries = features[present].detach().to(self.features.device, torch.float32)
         if not queries.isfinite().all():
             raise DataError("a feature is not finite", where="memory", mend="Encode it again.")
         projected = torch.zeros_like(features)
         if len(queries):
-            parts = [self._attend(part, chunk) for part in queries.split(_QUERIES)]
+            parts = [
+                self._attend(part, chunk) if top_k is None else self._attend_nearest(part, top_k)
+                for part in queries.split(_QUERIES)
+            ]
             projected[present] = torch.cat(parts).to(features)
         return projected
 
     @torch.no_grad()
     def _attend(self, queries: torch.Tensor, chunk: int) -> torch.Tensor:
         """Return unit rows [b, d] for queries [b, d], merging what each chunk gives."""
-        attend = _attend_fused if queries.device.type == "cpu" else _attend_plain
         scaled = queries * self.temperature
         logsum = queries.new_full((len(queries), 1), -torch.inf)
         mixed = torch.zeros_like(queries)
-        for _, rows in _chunks(self.features, chunk):
+        for _, rows in chunks(self.features, chunk, self.scales):
             found, found_logsum = attend(scaled, rows)
             merged = torch.logaddexp(logsum, found_logsum)
             mixed = mixed * (logsum - merged).exp() + found * (found_logsum - merged).exp()
             logsum = merged
         return functional.normalize(mixed, dim=-1)
+
+    @torch.no_grad()
+    def _attend_nearest(self, queries: torch.Tensor, k: int) -> torch.Tensor:
+        """Return unit rows [b, d] that mix the k nearest rows of the memory."""
+        weights, index = self.nearest(queries, k)
+        return functional.normalize((weights[..., None] * self.rows(index)).sum(1), dim=-1)
+
+    def rows(self, index: torch.Tensor) -> torch.Tensor:
+        """Return float32 rows [..., d] by their numbers [...]."""
+        found = self.features[index].float()
+        return found if self.scales is None else found * self.scales[index]
 
     def nearest(self, features: torch.Tensor, k: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the k largest softmax weights of Eq. 2 and their rows, largest first.
@@ -178,11 +201,11 @@ class Memory:
             Weights [n, k], shares of the whole memory that sum to at most 1, and indices [n, k].
         """
         k = min(k, len(self))
-        queries = features.to(self.features) * self.temperature
+        queries = features.to(self.features.device, torch.float32) * self.temperature
         logsum = queries.new_full((len(queries), 1), -torch.inf)
         best = queries.new_zeros(len(queries), 0)
         index = torch.zeros(len(queries), 0, dtype=torch.long, device=queries.device)
-        for start, rows in _chunks(self.features, _SCORES):
+        for start, rows in chunks(self.features, _SCORES, self.scales):
             scores = queries @ rows.T
             logsum = torch.logaddexp(logsum, scores.logsumexp(1, keepdim=True))
             found, places = scores.topk(min(k, len(rows)))
@@ -199,9 +222,13 @@ class Memory:
             "fingerprint": self.fingerprint,
             "temperature": repr(self.temperature),
             "captions": digest(*self.captions),
+            "storage": self.storage,
         }
+        tensors = {"features": self.features.cpu()}
+        if self.scales is not None:
+            tensors["scales"] = self.scales.cpu()
         with atomic_path(folder / "memory.safetensors") as temporary:
-            save_file({"features": self.features.cpu()}, temporary, metadata=metadata)
+            save_file(tensors, temporary, metadata=metadata)
 
     @classmethod
     def load(cls, folder: str | Path, fingerprint: str | None = None) -> Memory:
@@ -218,6 +245,8 @@ class Memory:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 features = file.get_tensor("features")
+                if "scales" in file.keys():  # noqa: SIM118 - not a mapping
+                    features = features.float() * file.get_tensor("scales")
         except SafetensorError as error:
             raise DataError(
                 f"not a memory file ({error})", where=path, mend="Build the memory again."
@@ -230,48 +259,13 @@ class Memory:
                 where=folder,
                 mend="Build the memory again.",
             )
-        return cls(features, captions, metadata["fingerprint"], float(metadata["temperature"]))
-
-
-def _attend_fused(queries: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return softmax(q r^T) r [b, d] and its log-sum-exp [b, 1], on a CPU.
-
-    The rows are dealt out as heads of PyTorch's attention kernel, one for each thread: unlike
-    `scaled_dot_product_attention` the kernel itself also returns the log-sum-exp that joins
-    the parts exactly.
-    """
-    threads = torch.get_num_threads()
-    heads = max(count for count in range(1, threads + 1) if len(rows) % count == 0)
-    keys = rows.view(1, heads, -1, rows.shape[1])
-    mixed, logsums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        queries.expand(1, heads, *queries.shape), keys, keys, scale=1.0
-    )
-    shares = logsums[0].softmax(0)[..., None]
-    return (mixed[0] * shares).sum(0), logsums[0].logsumexp(0)[:, None]
-
-
-def _attend_plain(queries: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return what `_attend_fused` does, in plain operations for any device."""
-    top = queries.new_full((len(queries), 1), -torch.inf)
-    total = queries.new_zeros(len(queries), 1)
-    mixed = torch.zeros_like(queries)
-    for piece in rows.split(_SCORES):
-        scores = queries @ piece.T
-        new_top = torch.maximum(top, scores.amax(1, keepdim=True))
-        decay = (top - new_top).exp()
-        weights = (scores - new_top).exp()
-        total = total * decay + weights.sum(1, keepdim=True)
-        mixed = torch.addmm(mixed * decay, weights, piece)
-        top = new_top
-    return mixed / total, top + total.log()
-
-
-def _chunks(features: torch.Tensor, size: int) -> Iterator[tuple[int, torch.Tensor]]:
-    """Yield (first row, rows) of consecutive pieces, views of the memory."""
-    if size < 1:
-        raise ValueError(f"a chunk needs at least one row, got {size}")
-    for start in range(0, len(features), size):
-        yield start, features[start : start + size]
+        return cls(
+            features,
+            captions,
+            metadata["fingerprint"],
+            float(metadata["temperature"]),
+            storage=metadata.get("storage", "float32"),
+        )
 
 
 def build_memory(sources: Sequence[str], encoder: Encoder) -> Memory:
