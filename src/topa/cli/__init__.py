@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from topa.cli.ablation import ablate
 from topa.cli.alignment import align, finetune
 from topa.cli.answers import ask, describe
 from topa.cli.audit import audit
@@ -110,6 +111,7 @@ def _start(
 
 
 for _command in (
+    ablate,
     align,
     ask,
     bench,

@@ -81,6 +81,12 @@ def evaluate(
     subtitles: Annotated[
         bool, typer.Option("--subtitles", help="Read subtitles along (TVQA).")
     ] = False,
+    captions: Annotated[
+        bool,
+        typer.Option(
+            "--captions", help="Describe the videos instead, against the captions in the file."
+        ),
+    ] = False,
     no_memory: NoMemoryOption = False,
     frames: FramesOption = None,
     limit: Annotated[
@@ -131,6 +137,7 @@ def evaluate(
         context=context and not blind,
         use_memory=not no_memory,
         num_frames=frames,
+        captions=captions,
         limit=limit,
         checkpoint=checkpoint,
     )
@@ -207,7 +214,7 @@ def _print_accuracy(report: Report) -> None:
     if report.accuracy is None:
         typer.echo("The right answers are not public: the answers are in submission.json of --out.")
     typer.echo(
-        f"{report.asked} questions, {report.seconds:.1f} s here,"
+        f"{report.asked} questions, {report.seconds:.1f} s,"
         f" {report.questions_per_second:.2f} questions/s"
     )
 
@@ -223,7 +230,7 @@ def _print_scores(report: CaptionReport) -> None:
             table.add_row(name, f"{100 * row['score']:.1f}{error}")
     out.print(table, markup=False)
     typer.echo(
-        f"{report.n} videos, {len(report.failures)} failures, {report.seconds:.1f} s here,"
+        f"{report.n} videos, {len(report.failures)} failures, {report.seconds:.1f} s,"
         f" {report.videos_per_second:.2f} videos/s; scores times 100, as papers give them"
     )
 

@@ -56,13 +56,23 @@ def compare_runs(first: str | Path, second: str | Path) -> dict[str, Any]:
     Raises:
         DataError: The runs are not of the same questions; names how many differ.
     """
-    a, b = read_predictions(first), read_predictions(second)
+    return compare_rows(
+        read_predictions(first), read_predictions(second), where=f"{first} and {second}"
+    )
+
+
+def compare_rows(a: Sequence[Row], b: Sequence[Row], *, where: str = "runs") -> dict[str, Any]:
+    """Compare the rows of two runs, as `compare_runs` does.
+
+    Raises:
+        DataError: They are not of the same questions.
+    """
     rows_a, rows_b = ({row["id"]: row for row in rows} for rows in (a, b))
     differing = set(rows_a) ^ set(rows_b)
     if differing:
         raise DataError(
             f"{len(differing)} questions are in one run only, the first {min(differing)}",
-            where=f"{first} and {second}",
+            where=where,
             mend="Compare runs on the same file.",
         )
     names = list(rows_a)
@@ -70,10 +80,10 @@ def compare_runs(first: str | Path, second: str | Path) -> dict[str, Any]:
     if "caption" in a[0]:
         return {"metrics": _compare_captions(pairs), "notes": []}
     if any(x["answer"] != y["answer"] for x, y in pairs):
-        raise DataError("the right answers differ", where=f"{first} and {second}")
+        raise DataError("the right answers differ", where=where)
     known = [(x, y) for x, y in pairs if x["answer"] is not None]
     if not known:
-        raise DataError("no right answers are known", where=first)
+        raise DataError("no right answers are known", where=where)
     return _compare_answers(known)
 
 

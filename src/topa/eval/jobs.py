@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from topa.answer import Topa
 from topa.data.questions import VideoQuestion, from_tideos
 from topa.errors import ConfigError, DataError
 from topa.eval.benchmarks import BENCHMARKS, Benchmark, Item, VideoCaption, name_count, read_own
@@ -17,7 +18,7 @@ from topa.eval.choosing import EvalMethod
 from topa.eval.log import WHOLE, PredictionLog, Progress, Shard
 from topa.eval.run import Evaluation, Report, check_frames, tideo_features
 from topa.eval.sources import FeatureFiles, Nothing, Source, TextFeatures, VideoFolder
-from topa.runs import read_jsonl
+from topa.runs import append_jsonl, read_jsonl
 from topa.tideo.schema import Tideo
 from topa.tideo.textvid import load_textvid, load_tideos
 
@@ -38,6 +39,7 @@ class Job:
         context: Also answer without the video and by similarity.
         use_memory: Project image features through the memory.
         num_frames: Frames of each video; the model's T if None.
+        captions: Describe the videos of questions, against the captions that stand with them.
         limit: Only the first so many items.
         checkpoint: "embedded" or a folder.
     """
@@ -53,6 +55,7 @@ class Job:
     context: bool = True
     use_memory: bool = True
     num_frames: int | None = None
+    captions: bool = False
     limit: int | None = None
     checkpoint: str = "embedded"
 
@@ -91,6 +94,8 @@ def read_task(job: Job) -> Task:
         raise ConfigError("no such features", where=job.features, mend="Check the path.")
     benchmark = BENCHMARKS.get(job.name)
     task = _read_own(job) if benchmark is None else _read_benchmark(job, benchmark)
+    if job.captions:
+        task = replace(task, title=f"{task.title}, captions", items=_captions_of(task, job))
     if job.limit is not None:
         task = replace(
             task,
@@ -106,6 +111,23 @@ def read_task(job: Job) -> Task:
             " --blind needs neither.",
         )
     return task
+
+
+def _captions_of(task: Task, job: Job) -> list[Item]:
+    """Return each video once, with the captions that stand with its questions.
+
+    Raises:
+        ConfigError: Settings that captions do not have.
+        DataError: A video has no captions.
+    """
+    if job.method is not None or job.blind:
+        raise ConfigError("captions are generated, neither chosen nor blind", where="--captions")
+    captions: dict[str, Item] = {}
+    for item in task.items:
+        if not item.captions:
+            raise DataError("no captions stand with its questions", where=item.video)
+        captions.setdefault(item.video, VideoCaption(video=item.video, captions=item.captions))
+    return list(captions.values())
 
 
 def _read_benchmark(job: Job, benchmark: Benchmark) -> Task:
@@ -152,15 +174,18 @@ class Opened:
     ids: list[str]
 
 
-def open_job(job: Job, task: Task) -> Opened:
+def open_job(job: Job, task: Task, topa: Topa | None = None) -> Opened:
     """Load the model and the source of a job.
+
+    Args:
+        job: The job.
+        task: What it asks.
+        topa: The model, where it is already loaded.
 
     Raises:
         TopaError: Something is missing or does not belong together.
     """
-    from topa.answer import Topa
-
-    topa = Topa.from_pretrained(job.checkpoint)
+    topa = Topa.from_pretrained(job.checkpoint) if topa is None else topa
     frames = check_frames(topa, job.num_frames)
     source: Source
     rates = task.benchmark
@@ -238,12 +263,21 @@ def run_job(
         gathered = log.gather(opened.ids)
         if gathered is None:
             return None
-        rows = gathered
-        answered = len(rows) if processes > 1 else answered
-    else:
-        by_id = {row["id"]: row for row in rows}
-        rows = [by_id[name] for name in opened.ids]
-    return opened.evaluation.report(rows, time.monotonic() - start, answered)
+        answered = len(gathered) - (len(rows) - answered) if processes > 1 else answered
+        seconds, answered = _add_time(log.folder, time.monotonic() - start, answered)
+        return opened.evaluation.report(gathered, seconds, answered)
+    by_id = {row["id"]: row for row in rows}
+    ordered = [by_id[name] for name in opened.ids]
+    return opened.evaluation.report(ordered, time.monotonic() - start, answered)
+
+
+def _add_time(folder: Path, seconds: float, answered: int) -> tuple[float, int]:
+    """Note how long this process took for how many rows; return the sums over all of them."""
+    path = folder / "timing.jsonl"
+    if answered:
+        append_jsonl(path, {"seconds": round(seconds, 3), "answered": answered})
+    rows = [row for _, row in read_jsonl(path)] if path.is_file() else []
+    return sum(row["seconds"] for row in rows), sum(row["answered"] for row in rows)
 
 
 def _start(job: Job, out: Path | None, shard: Shard) -> Any:

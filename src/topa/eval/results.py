@@ -39,8 +39,9 @@ class Report:
         commit: Of the code, if it runs from a checkout.
         settings: All that the predictions depend on.
         environment: Versions and machine.
-        seconds: Time taken by this process, without loading the model.
-        questions_per_second: Of this process.
+        seconds: Time taken, without loading the model; summed over the processes of a run that
+            was stopped and gone on with.
+        questions_per_second: In that time.
         predictions: One row per question, as in predictions.jsonl.
     """
 

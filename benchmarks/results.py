@@ -1,0 +1,217 @@
+"""Measure a checkpoint on everything at hand and write docs/results.md.
+
+    python benchmarks/results.py --clips CLIPS --nextqa NEXTQA
+
+CLIPS is a folder with videos and qa.jsonl (qid, video, question, options, answer, captions), NEXTQA
+one with val.csv of NExT-QA. Every part is kept in --out and gone on with after a stop; nothing is
+measured twice for one checkpoint. Parts whose data is not named are left out of the page.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from topa.answer import Topa
+from topa.eval.ablation import run_evaluation_arms, summarise_arms
+from topa.eval.captions import CaptionReport
+from topa.eval.charts import draw_ablation, tabulate_ablation, write_ablation
+from topa.eval.jobs import Job, read_task, run_job
+from topa.eval.pages import write_pages
+from topa.eval.provenance import commit_of_code, fingerprint_of_trainables
+from topa.eval.results import Report
+from topa.eval.trained_ablation import run_task_arms
+from topa.runs import environment, write_text
+
+console = Console(stderr=True)
+
+PAPER = """\
+## The paper's own numbers
+
+From the paper (arXiv 2405.13911), with OpenAI's CLIP ViT-L/14 and 721,000 Tideos; they are **not**
+ours, and another encoder, LLM and set of Tideos stand behind them than behind the tables above.
+
+| benchmark | model | figure |
+|---|---|---|
+| EgoSchema, full set | TOPA, Llama2-13B | 51.0% |
+| MVBench, 20 tasks | TOPA, Llama2-13B | 42.45% |
+| MVBench, 20 tasks | TOPA, Llama2-7B | 39.8% |
+| MSR-VTT, zero-shot CIDEr, BLEU-4 | TOPA, Llama2-13B | 33.4, 21.1 |
+| MSR-VTT, zero-shot METEOR, ROUGE-L | TOPA, Llama2-13B | 21.8, 49.8 |
+| NExT-QA validation, blind baselines of its authors | GloVe; fine-tuned BERT | 30.6%; 43.8% |
+
+With the authors' checkpoints (`topa official import`) and the benchmarks' files the commands of
+[benchmarks.md](benchmarks.md) give the figures to hold against these.
+"""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the page.
+
+    Attributes:
+        title: Its heading.
+        command: What gives the same figures.
+        text: Its Markdown.
+    """
+
+    title: str
+    command: str
+    text: str
+
+
+def evaluate_part(title: str, command: str, job: Job, out: Path) -> Part:
+    """Evaluate, write the run's pages, and return the figures as a part."""
+    console.print(title)
+    task = read_task(job)
+    report = run_job(job, task, out=out)
+    assert report is not None
+    write_pages(report, out, task.items, job.videos)
+    return Part(
+        title,
+        command,
+        _caption_text(report) if isinstance(report, CaptionReport) else _accuracy_text(report),
+    )
+
+
+def _accuracy_text(report: Report) -> str:
+    lines = ["| | accuracy | N |", "|---|---|---|"]
+    name = f"{report.method}, blind" if report.blind else f"TOPA ({report.method})"
+    rows = [(name, report.accuracy, report.stderr)]
+    rows += [(key, row["accuracy"], row["stderr"]) for key, row in report.baselines.items()]
+    rows.append(("chance", report.chance, None))
+    lines += [f"| {key} | {_share(value, error)} | {report.n} |" for key, value, error in rows]
+    if report.kinds:
+        heads = ["kind", "accuracy", *report.baselines, "N"]
+        lines += ["", f"| {' | '.join(heads)} |"]
+        lines.append("|---" * (3 + len(report.baselines)) + "|")
+        for kind, row in report.kinds.items():
+            others = "".join(f"{row[key]:.1%} | " for key in report.baselines)
+            lines.append(
+                f"| {kind} | {_share(row['accuracy'], row['stderr'])} | {others}{row['n']} |"
+            )
+    speed = f"{report.questions_per_second:.2f} questions/s in {report.seconds:.0f} s"
+    lines += ["", f"{len(report.failures)} failures; {speed}."]
+    if report.expected:
+        lines.append(f"Not the published set: {report.expected}.")
+    return "\n".join(lines)
+
+
+def _caption_text(report: CaptionReport) -> str:
+    lines = ["| metric (x 100) | score | N |", "|---|---|---|"]
+    for name, row in report.scores.items():
+        score = f"none ({row['reason']})" if row["score"] is None else f"{100 * row['score']:.1f}"
+        error = "" if not row.get("stderr") else f" ± {100 * row['stderr']:.1f}"
+        lines.append(f"| {name} | {score}{error} | {row['n']} |")
+    return "\n".join([*lines, "", f"{len(report.failures)} failures."])
+
+
+def _share(value: float | None, error: float | None) -> str:
+    text = "" if value is None else f"{value:.1%}"
+    return text if error is None else f"{text} ± {100 * error:.1f}"
+
+
+def ablation_part(name: Any, command: str, job: Job, out: Path, plots: Path) -> Part:
+    """Run an ablation that needs no training, write its table and plot, return it as a part."""
+    arms = run_evaluation_arms(name, job, read_task(job), out=out, say=console.print)
+    return _ablation_text(name, command, arms, out, plots)
+
+
+def _ablation_text(name: Any, command: str, arms: Any, out: Path, plots: Path) -> Part:
+    summary = summarise_arms(name, arms, 0 if name in ("projection", "tasks") else -1)
+    write_ablation(summary, out)
+    plot = plots / f"{out.name}.png"
+    draw_ablation(summary, plot)
+    text = f"{tabulate_ablation(summary)}\n![{summary['question']}]({plots.name}/{plot.name})"
+    return Part(f"Ablation: {name}, {summary['title']}", command, text)
+
+
+def measure(settings: argparse.Namespace, out: Path) -> Iterator[Part]:
+    """Yield every part of the page."""
+    checkpoint, limit, plots = settings.checkpoint, settings.limit, settings.page.parent / "plots"
+    plots.mkdir(parents=True, exist_ok=True)
+    heldout = Job("heldout", checkpoint=checkpoint, limit=limit)
+    yield evaluate_part(
+        "Held-out Tideos (text features)", "topa evaluate heldout", heldout, out / "heldout"
+    )
+    clips = None
+    if settings.clips is not None:
+        name = str(settings.clips / "qa.jsonl")
+        clips = Job(name, videos=settings.clips, checkpoint=checkpoint)
+        command = "topa evaluate CLIPS/qa.jsonl --videos CLIPS"
+        yield evaluate_part("Ten real clips, zero-shot", command, clips, out / "clips")
+        captions = Job(name, videos=settings.clips, captions=True, checkpoint=checkpoint)
+        yield evaluate_part(
+            "Descriptions of the real clips", f"{command} --captions", captions, out / "captions"
+        )
+    if settings.nextqa is not None:
+        job = Job(
+            "nextqa", settings.nextqa, blind=True, context=False, checkpoint=checkpoint, limit=limit
+        )
+        command = "topa evaluate nextqa --data NEXTQA --blind"
+        yield evaluate_part("NExT-QA validation, blind", command, job, out / "nextqa-blind")
+    for name in ("scoring", "frames"):
+        yield ablation_part(name, f"topa ablate {name}", heldout, out / f"heldout-{name}", plots)
+    if clips is not None:
+        for name in ("scoring", "frames", "projection", "memory-size"):
+            command = f"topa ablate {name} CLIPS/qa.jsonl --videos CLIPS"
+            yield ablation_part(name, command, clips, out / f"clips-{name}", plots)
+    if settings.train_minutes:
+        changes = [f"train.minutes={settings.train_minutes:g}"]
+        arms = run_task_arms(
+            heldout,
+            read_task(heldout),
+            config=settings.config,
+            settings=changes,
+            out=out / "heldout-tasks",
+            say=console.print,
+        )
+        command = f"topa ablate tasks --config {settings.config} --set {changes[0]}"
+        yield _ablation_text("tasks", command, arms, out / "heldout-tasks", plots)
+
+
+def main() -> None:
+    """Measure and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--checkpoint", default="embedded")
+    parser.add_argument("--clips", type=Path, help="folder of clips with qa.jsonl")
+    parser.add_argument("--nextqa", type=Path, help="folder with val.csv")
+    parser.add_argument("--limit", type=int, help="only so many questions of each, as a trial")
+    parser.add_argument("--train-minutes", type=float, help="also the tasks ablation, so long each")
+    parser.add_argument("--config", type=Path, default=Path("configs/embedded.yaml"))
+    parser.add_argument("--out", type=Path, default=Path("runs/results"))
+    parser.add_argument("--page", type=Path, default=Path("docs/results.md"))
+    settings = parser.parse_args()
+    topa = Topa.from_pretrained(settings.checkpoint)
+    mark = fingerprint_of_trainables(topa.model)
+    config, memory = topa.model.config, topa.memory
+    del topa
+    # A folder for each checkpoint: figures of another one are never taken for its own.
+    out = settings.out / (mark if settings.limit is None else f"{mark}-{settings.limit}")
+    parts = list(measure(settings, out))
+    machine = environment()
+    head = [
+        "# Results\n",
+        f"Written by `python benchmarks/results.py` on {date.today()}: do not edit by hand.",
+        f"LLM {config.llm}, encoder {config.encoder}, memory of"
+        f" {len(memory) if memory else 0:,} rows; `{mark}`, commit `{commit_of_code()}`,"
+        f" {machine['gpu'] or str(machine['cpu_count']) + ' CPU cores'} shared with other work:"
+        " speeds are what they were then, no more.",
+        "\n± is one standard error, clustered by video. A question that could not be answered is"
+        " wrong and counted. Nothing here was used to choose anything.\n",
+    ]
+    if settings.limit is not None:
+        head.append(f"**A trial on the first {settings.limit} questions of each set.**\n")
+    body = [f"## {part.title}\n\n`{part.command}`\n\n{part.text}\n" for part in parts]
+    write_text(settings.page, "\n".join([*head, *body, PAPER]))
+    console.print(f"Written: {settings.page}")
+
+
+if __name__ == "__main__":
+    main()
