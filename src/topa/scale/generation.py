@@ -121,8 +121,6 @@ def generate_on_ray(
             fn_constructor_args=(recipe, endpoints, str(out), shared, retry_failed),
             compute=ray.data.ActorPoolStrategy(size=min(workers, len(parts))),
             num_cpus=0.5,
-            max_restarts=-1,
-            max_task_retries=-1,
         )
         for row in rows.iter_rows():
             status.done += row["done"]
