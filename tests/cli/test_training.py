@@ -51,6 +51,41 @@ def test_questions_need_videos(tmp_path):
     assert (result.exit_code, "either videos or features" in result.stderr) == (2, True)
 
 
+def test_a_checkpoint_is_tuned_on_a_video_and_answers(checkpoint, video, tmp_path):
+    """The whole way with real parts: decoder, encoder, memory, a step of training, an answer."""
+    rows = [
+        {"qid": f"q{i}", "video": video.name, "question": text, "options": ["a cup", "a cat"]}
+        | {"answer": i}
+        for i, text in enumerate(("What is seen first?", "What is seen last?"))
+    ]
+    rows.append(rows[0] | {"qid": "q2", "video": "missing.mp4"})
+    path = tmp_path / "questions.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = run(
+        "finetune",
+        path,
+        "--videos",
+        video.parent,
+        "--checkpoint",
+        checkpoint,
+        "train.max_steps=1",
+        "data.validation=0",
+        f"out={tmp_path / 'run'}",
+        "--json",
+    )
+    assert result.exit_code == 0, result.stderr
+    assert "missing.mp4: file not found" in result.stderr
+    assert "1 of 3 questions have no video." in result.stderr
+    found = json.loads(result.stdout)
+    assert found["steps"] == 1
+    answer = run(
+        "ask", video, "What is seen?", "--option", "a cup", "--option", "a cat",
+        "--checkpoint", found["checkpoint"], "--json",
+    )  # fmt: skip
+    assert answer.exit_code == 0, answer.stderr
+    assert json.loads(answer.stdout)["option"] in (0, 1)
+
+
 def test_resuming_needs_no_argument_but_a_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = run("align", "--resume")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from topa.cli.terminal import JsonOption, print_json
+
+if TYPE_CHECKING:
+    from topa.train.plan import Plan
 
 
 def plan(
@@ -45,7 +48,7 @@ def plan(
     topa plan --llm llama2-7b --gpus 4 --gpu-memory 40
     topa plan --llm llama2-13b --gpus 8 --gpu-memory 24 --batch-size 4 --check
     """
-    from topa.train.plan import GB, check_plan
+    from topa.train.plan import check_plan
     from topa.train.plan import plan as make_plan
 
     found = make_plan(
@@ -63,9 +66,21 @@ def plan(
     if as_json:
         print_json({**found.as_dict(), "check": checked})
         return
+    _print_plan(found, f"{llm}, {variant}", gpu_memory, batch_size)
     typer.echo(
-        f"{llm}: {found.frozen_weights / 1e9:.2f}B frozen weights,"
-        f" {found.trained_weights / 1e6:.1f}M trained ({variant})."
+        f"{tideos:,} Tideos x {epochs:g} epochs: {found.operations:.2g} operations,"
+        f" {found.hours:.1f} hours on {gpus} x {tflops:g} TFLOP/s at {mfu:.0%} of the peak."
+    )
+    _print_check(checked)
+
+
+def _print_plan(found: Plan, title: str, gpu_memory: float, batch_size: int) -> None:
+    """Print what fits, and what to take."""
+    from topa.train.plan import GB
+
+    typer.echo(
+        f"{title}: {found.frozen_weights / 1e9:.2f}B frozen weights,"
+        f" {found.trained_weights / 1e6:.1f}M trained."
     )
     for name, size in found.ways.items():
         verdict = "fits" if size <= gpu_memory * GB else "does not fit"
@@ -80,11 +95,11 @@ def plan(
         f"  of it the LLM {memory.frozen / GB:.1f} GB, trainables with optimizer"
         f" {memory.trained / GB:.1f} GB, activations {memory.activations / GB:.1f} GB"
     )
-    typer.echo(
-        f"{tideos:,} Tideos x {epochs:g} epochs: {found.operations:.2g} operations,"
-        f" {found.hours:.1f} hours on {gpus} x {tflops:g} TFLOP/s at {mfu:.0%} of the peak."
-    )
-    for row in checked:
+
+
+def _print_check(rows: list[dict[str, Any]]) -> None:
+    """Print how near the count is to a real run."""
+    for row in rows:
         typer.echo(
             f"Checked with a small model, batch of {row['batch']:g}: counted"
             f" {row['counted'] / 1e6:.1f} MB of activations, really {row['real'] / 1e6:.1f} MB."

@@ -227,22 +227,9 @@ def plan(
     trained = sum(parameter.numel() for _, parameter in model.trainable_parameters())
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
     saved = count_saved(model, make_batch(batch_size, length, MEAN_LABELS, "meta"))
-    layers = cast(int, model.language_model.config.num_hidden_layers)
-    width = cast(int, model.language_model.config.hidden_size)
-    size = torch.finfo(dtype).bits // 8
-    inputs = layers * batch_size * length * width * size
-    ways: dict[str, Memory] = {}
-    for parallel in ("ddp", "fsdp") if gpus > 1 else ("ddp",):
-        share = gpus if parallel == "fsdp" else 1
-        # While one layer computes, the next is gathered: two are whole at any time.
-        whole = 2 * frozen / layers if parallel == "fsdp" else 0
-        weights = (frozen / share + whole) * size
-        for recompute in (False, True):
-            kept = inputs + saved / layers if recompute else saved
-            state = trained * _BYTES_PER_TRAINED / share
-            total = (weights + state + kept) * _SLACK + _CONTEXT
-            name = f"{parallel}, recompute" if recompute else parallel
-            ways[name] = Memory(weights, state, kept, total)
+    ways = _weigh(
+        model.language_model.config, frozen, trained, saved, batch_size * length, gpus, dtype
+    )
     # In the order of speed: sharding costs more than computing twice only between machines.
     fitting = [name for name, memory in ways.items() if memory.total <= gpu_memory * GB]
     chosen = fitting[0] if fitting else min(ways, key=lambda name: ways[name].total)
@@ -261,6 +248,43 @@ def plan(
         hours,
         operations,
     )
+
+
+def _weigh(
+    shape: PretrainedConfig,
+    frozen: int,
+    trained: int,
+    saved: float,
+    tokens: int,
+    gpus: int,
+    dtype: torch.dtype,
+) -> dict[str, Memory]:
+    """Return the memory of every way of training, by name, in the order of speed.
+
+    Args:
+        shape: Configuration of the LLM.
+        frozen: Its weights.
+        trained: Weights that are trained.
+        saved: Bytes that the backward pass keeps.
+        tokens: Of a batch, padding included.
+        gpus: How many.
+        dtype: Of the frozen weights.
+    """
+    size, layers = torch.finfo(dtype).bits // 8, cast(int, shape.num_hidden_layers)
+    inputs = layers * tokens * cast(int, shape.hidden_size) * size
+    ways: dict[str, Memory] = {}
+    for parallel in ("ddp", "fsdp") if gpus > 1 else ("ddp",):
+        share = gpus if parallel == "fsdp" else 1
+        # While one layer computes, the next is gathered: two are whole at any time.
+        whole = 2 * frozen / layers if parallel == "fsdp" else 0
+        weights = (frozen / share + whole) * size
+        for recompute in (False, True):
+            kept = inputs + saved / layers if recompute else saved
+            state = trained * _BYTES_PER_TRAINED / share
+            total = (weights + state + kept) * _SLACK + _CONTEXT
+            name = f"{parallel}, recompute" if recompute else parallel
+            ways[name] = Memory(weights, state, kept, total)
+    return ways
 
 
 def check_plan(sizes: Sequence[int] = (2, 4)) -> list[dict[str, float]]:
