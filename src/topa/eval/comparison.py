@@ -39,7 +39,7 @@ def read_predictions(path: str | Path) -> list[Row]:
             raise DataError(f"not valid JSON ({error.msg})", where=path) from None
     else:
         report = read_json(path)
-        rows = report.get("predictions") if isinstance(report, dict) else None
+        rows = (report.get("predictions") or []) if isinstance(report, dict) else []
     if not rows:
         raise DataError("no predictions in it", where=path)
     return list(rows)
