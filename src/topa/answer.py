@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +38,7 @@ METHODS: tuple[Method, ...] = ("likelihood", "selection", "similarity", "combine
 
 
 # Of 1, 1.2 and 1.3 on validation Tideos the one whose descriptions were nearest to the captions.
-_DESCRIPTION_PENALTY = 1.2
+DESCRIPTION_PENALTY = 1.2
 _SENTENCE_END = re.compile(r"[.!?][\"')\]]*(?=\s|$)")
 
 
@@ -261,7 +262,7 @@ class Topa:
         features = self.encode(self.watch(video, num_frames=num_frames), use_memory=use_memory)
         prompt = self.builder.caption()
         text = self.generate(
-            [prompt], [features], max_new_tokens, repetition_penalty=_DESCRIPTION_PENALTY
+            [prompt], [features], max_new_tokens, repetition_penalty=DESCRIPTION_PENALTY
         )[0]
         return drop_unfinished(text)
 

@@ -56,6 +56,24 @@ def test_the_first_of_several_stops_counts(tokenizer):
     assert "".join(piece.text for piece in pieces) == "one"
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("A cat sits. A dog of 3.5 kg! It ru", "A cat sits. A dog of 3.5 kg!"),
+        ("A cat sits. A dog runs.", "A cat sits. A dog runs."),
+        ("A cat that never sits", "A cat that never sits"),
+    ],
+)
+def test_a_sentence_that_is_cut_off_is_left_out(text, shown, tokenizer):
+    pieces = write(tokenizer, text, Sampling(99, whole_sentences=True), end=True)
+    so_far = ""
+    for piece in pieces:
+        so_far += piece.text
+        assert shown.startswith(so_far)
+    assert so_far == shown
+    assert shown.count(".") == 0 or any(piece.text for piece in pieces[:-1])
+
+
 def test_no_run_of_tokens_occurs_twice(tokenizer):
     ids = tokenizer("a b c", add_special_tokens=False)["input_ids"]
     writer = Writer(tokenizer, None, [], Sampling(99, no_repeat=2))

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 from uuid import uuid4
 
+from topa.answer import DESCRIPTION_PENALTY
 from topa.data.templates import OPEN_INSTRUCTION, Prompt, PromptBuilder, clean_question
 from topa.errors import RequestError, TooLargeError
 from topa.serve.schemas import ChatRequest, Message, TextPart, VideoPart
@@ -96,6 +97,7 @@ def samplings_of(request: ChatRequest, is_caption: bool, most: int) -> list[Samp
         raise TooLargeError(f"{request.n} answers asked for, at most {most}", where="n")
     stop = [request.stop] if isinstance(request.stop, str) else request.stop or []
     longest = request.max_completion_tokens or request.max_tokens
+    penalty = DESCRIPTION_PENALTY if is_caption else 1.0
     top = (request.top_logprobs or 0) if request.logprobs else None
     return [
         Sampling(
@@ -106,6 +108,8 @@ def samplings_of(request: ChatRequest, is_caption: bool, most: int) -> list[Samp
             seed=None if request.seed is None else request.seed + number,
             top_logprobs=top,
             no_repeat=request.no_repeat_ngram_size,
+            repetition_penalty=request.repetition_penalty or penalty,
+            whole_sentences=is_caption,
         )
         for number in range(request.n)
     ]

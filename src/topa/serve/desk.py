@@ -10,7 +10,7 @@ from importlib import resources
 
 from jinja2 import Environment, StrictUndefined, Template
 
-from topa.answer import Topa
+from topa.answer import DESCRIPTION_PENALTY, Topa
 from topa.data.templates import list_options
 from topa.errors import ConfigError, TopaError
 from topa.model.checkpoint import read_config
@@ -82,9 +82,14 @@ class Desk:
         builder = service.topa.builder
         prompt = builder.caption() if question is None else builder.open(question)
         video = await service.watch_upload(_given(path), side.num_frames)
-        length = DESCRIPTION_TOKENS if question is None else DEFAULT_TOKENS
+        if question is None:
+            sampling = Sampling(
+                DESCRIPTION_TOKENS, repetition_penalty=DESCRIPTION_PENALTY, whole_sentences=True
+            )
+        else:
+            sampling = Sampling(DEFAULT_TOKENS)
         pieces = service.write(
-            video, prompt, [Sampling(length)], use_memory=side.use_memory, blind=side.blind
+            video, prompt, [sampling], use_memory=side.use_memory, blind=side.blind
         )
         text = ""
         async for _, piece in pieces:

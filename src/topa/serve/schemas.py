@@ -98,6 +98,7 @@ class ChatRequest(Watching):
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0, le=20)
+    repetition_penalty: float | None = Field(None, gt=0, le=10)
     no_repeat_ngram_size: int = Field(4, ge=0, le=64)
     # Of these, only what changes nothing is taken.
     frequency_penalty: Literal[0] | None = None

@@ -10,10 +10,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from transformers.generation.logits_process import (
+    LogitsProcessor,
     NoRepeatNGramLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopPLogitsWarper,
 )
+
+from topa.answer import drop_unfinished
 
 Finish = Literal["stop", "length"]
 
@@ -30,6 +34,8 @@ class Sampling:
         seed: Of the draws.
         top_logprobs: Likeliest tokens told beside each token; None to tell no probabilities.
         no_repeat: No run of so many tokens occurs twice; 0 allows it.
+        repetition_penalty: Divides the score of tokens that were there before; 1 changes nothing.
+        whole_sentences: A sentence that is cut off at the end is left out.
     """
 
     max_tokens: int = 40
@@ -39,6 +45,8 @@ class Sampling:
     seed: int | None = None
     top_logprobs: int | None = None
     no_repeat: int = 4
+    repetition_penalty: float = 1.0
+    whole_sentences: bool = False
 
 
 @dataclass(frozen=True)
@@ -103,9 +111,12 @@ class Writer:
                 self._generator.seed()
             else:
                 self._generator.manual_seed(sampling.seed)
-        self._bans = (
-            NoRepeatNGramLogitsProcessor(sampling.no_repeat) if sampling.no_repeat else None
-        )
+        # In the order of transformers' own `generate`.
+        self._processors: list[LogitsProcessor] = []
+        if sampling.repetition_penalty != 1:
+            self._processors.append(RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
+        if sampling.no_repeat:
+            self._processors.append(NoRepeatNGramLogitsProcessor(sampling.no_repeat))
 
     @property
     def last_id(self) -> int:
@@ -133,6 +144,8 @@ class Writer:
         if ends:
             text, piece.finish = text[: min(ends)], "stop"
         shown = text.rstrip() if piece.finish else self._settled(text)
+        if self._sampling.whole_sentences:
+            shown = drop_unfinished(shown) if piece.finish else _finished(shown)
         # What was sent stays: only text that follows it can be added.
         piece.text = shown[len(self._sent) :]
         self._sent += piece.text
@@ -140,8 +153,9 @@ class Writer:
 
     def _choose(self, logits: Tensor) -> int:
         scores = logits[None]
-        if self._bans is not None:
-            scores = self._bans(torch.tensor([self._ids]), scores)  # type: ignore[arg-type]
+        ids = torch.tensor([self._ids])
+        for process in self._processors:
+            scores = process(ids, scores)  # type: ignore[arg-type]
         if self._generator is None:
             return int(scores[0].argmax())
         no_ids = torch.empty(1, 0, dtype=torch.long)
@@ -172,3 +186,10 @@ class Writer:
                     held = max(held, length)
                     break
         return text[: len(text) - held].rstrip()
+
+
+def _finished(text: str) -> str:
+    """Return the sentences of a text that have ended: while it goes on, "3." may become "3.5"."""
+    before_last_word = text.rsplit(maxsplit=1)[:-1]
+    # The full stop in front makes nothing of a text that has no ended sentence.
+    return drop_unfinished(f". {''.join(before_last_word)}")[2:]
