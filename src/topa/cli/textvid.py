@@ -66,13 +66,13 @@ def check(
     tideos, problems = read_all(file)
     summary, findings = summarise(tideos)
     duplicates = look_for_near(tideos, near, encoder)
-    for place, reason in problems:
-        print_error(f"{place}: {reason}")
+    for path, line, reason in problems:
+        print_error(f"{path}, line {line}: {reason}")
     if save is not None:
         _write_findings(save, findings, duplicates)
     captions = _repeated_captions(tideos)
     if as_json:
-        invalid = [{"line": place, "reason": reason} for place, reason in problems]
+        invalid = [{"file": p, "line": line, "reason": reason} for p, line, reason in problems]
         near_ones = [asdict(duplicate) for duplicate in duplicates]
         print_json(
             {
@@ -231,8 +231,8 @@ def pack(
         typer.echo(f"{folder}: {summary.tideos:,} Tideos, with README.md and summary.json")
 
 
-def read_all(file: str) -> tuple[list[Tideo], list[tuple[str, str]]]:
-    """Return the valid Tideos of a set, and place and reason of everything else in it.
+def read_all(file: str) -> tuple[list[Tideo], list[tuple[str, int, str]]]:
+    """Return the valid Tideos of a set, and file, line and reason of everything else in it.
 
     Raises:
         DataError: A file is missing or holds nothing.
@@ -245,7 +245,7 @@ def read_all(file: str) -> tuple[list[Tideo], list[tuple[str, str]]]:
     if any(path.suffix == ".parquet" for path in paths):
         return load_tideos(file), []  # its rows have a schema; one that is no Tideo ends it
     tideos: list[Tideo] = []
-    problems: list[tuple[str, str]] = []
+    problems: list[tuple[str, int, str]] = []
     seen: dict[str, str] = {}
     for path in paths:
         _read_lines(path, tideos, problems, seen)
@@ -253,7 +253,7 @@ def read_all(file: str) -> tuple[list[Tideo], list[tuple[str, str]]]:
 
 
 def _read_lines(
-    path: Path, tideos: list[Tideo], problems: list[tuple[str, str]], seen: dict[str, str]
+    path: Path, tideos: list[Tideo], problems: list[tuple[str, int, str]], seen: dict[str, str]
 ) -> None:
     from pydantic import ValidationError
 
@@ -268,14 +268,14 @@ def _read_lines(
             if not line.strip():
                 continue
             lines += 1
-            place = f"{path}, line {number}"
             try:
                 tideo = Tideo.model_validate_json(line)
             except ValidationError as error:
-                problems.append((place, describe_errors(error)))
+                problems.append((str(path), number, describe_errors(error)))
                 continue
             if tideo.id in seen:
-                problems.append((place, f"id {tideo.id!r} is also on {seen[tideo.id]}"))
+                where = seen[tideo.id]
+                problems.append((str(path), number, f"id {tideo.id!r} is also on {where}"))
                 continue
             seen[tideo.id] = f"line {number}"
             tideos.append(tideo)

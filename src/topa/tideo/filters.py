@@ -137,7 +137,7 @@ def _even_out(
     rng.shuffle(places)
     gone: dict[int, set[int]] = {}
     for i, k in places:
-        if total == 0 or count / total <= chance / total:
+        if count <= chance + 1e-6:  # a sum of fractions
             break
         out = gone.setdefault(i, set())
         if len(tideos[i].qas) - len(out) <= MIN_QUESTIONS:
