@@ -1,0 +1,165 @@
+"""Encoding videos on a Ray cluster: actors decode, actors encode, the driver fills the store."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from topa.errors import ConfigError
+from topa.features.encoder import load_encoder
+from topa.features.extraction import Extraction, decode_videos, entry_of, pending_sources
+from topa.features.index import Entry
+from topa.features.sources import DecodedVideo, Failure, Sampling, Source
+from topa.features.writer import StoreWriter
+
+__all__ = ["extract_with_ray"]
+
+_VIDEOS_PER_BLOCK = 16
+_VIDEOS_PER_FORWARD = 4
+
+
+class _Decoder:
+    """Reads videos in a process of its own below the actor, which a bad file cannot end.
+
+    Args:
+        sampling: Which frames.
+    """
+
+    def __init__(self, sampling: Sampling):
+        self._sampling = sampling
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[dict[str, list[bytes]]]:
+        """Yield one pickled `DecodedVideo` or `Failure` after the other."""
+        pairs = zip(batch["id"], batch["path"], strict=True)
+        sources = [Source(str(name), Path(str(path))) for name, path in pairs]
+        for found in decode_videos(sources, self._sampling, 1):
+            yield {"found": [pickle.dumps(found)]}
+
+
+class _Encoder:
+    """Encodes the frames of decoded videos; one for each GPU, or for some cores.
+
+    Args:
+        name: Of the encoder.
+        device: Where it runs.
+    """
+
+    def __init__(self, name: str, device: str):
+        self._encoder = load_encoder(name, device=device)
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[bytes]]:
+        """Return (entry, features) or a failure for each video, pickled."""
+        found: list[DecodedVideo | Failure] = [pickle.loads(data) for data in batch["found"]]
+        videos = [item for item in found if isinstance(item, DecodedVideo)]
+        images = [image for video in videos for image in video.images]
+        features = self._encoder.encode_frames(images)
+        rows = iter(features.split([len(video.images) for video in videos]))
+        results = [
+            item if isinstance(item, Failure) else (entry_of(item), next(rows).numpy())
+            for item in found
+        ]
+        return {"result": [pickle.dumps(result) for result in results]}
+
+
+def extract_with_ray(
+    sources: Sequence[Source],
+    encoder: str,
+    writer: StoreWriter,
+    sampling: Sampling,
+    *,
+    device: str = "cpu",
+    decoders: int | None = None,
+    encoders: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> Extraction:
+    """Do what `extract_videos` does with the actors of a Ray cluster (Ray Data).
+
+    The store is the checkpoint: what is in it is skipped, so a job whose driver died goes on
+    where it was. Ray gives the work of an actor that is lost to another. The cluster is the
+    one that Ray finds (`RAY_ADDRESS`), else one on this machine; paths must mean the same on
+    all of its machines.
+
+    Args:
+        sources: The videos; those in the store already are skipped.
+        encoder: Name of the encoder, as `load_encoder` takes it.
+        writer: Of the store, in this process.
+        sampling: Which frames.
+        device: Where encoders run; each takes a whole GPU where this is "cuda".
+        decoders: Decoding actors of one core; by default all cores but those of encoders.
+        encoders: Encoding actors.
+        progress: Called with the number of videos done and that of all.
+
+    Raises:
+        ConfigError: Ray is not installed.
+    """
+    try:
+        import ray
+        from ray.data import ActorPoolStrategy
+    except ImportError:
+        raise ConfigError(
+            "Ray is not installed",
+            where="--engine ray",
+            mend="Install it with: pip install -e '.[scale]'",
+        ) from None
+    begun = time.monotonic()
+    todo, failures = pending_sources(sources, writer)
+    result = Extraction(len(sources), skipped=len(sources) - len(todo) - len(failures))
+    result.failures = failures
+    if todo:
+        if not ray.is_initialized():
+            ray.init(log_to_driver=False, logging_level="warning")
+        # The store's own progress is shown instead.
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        logging.getLogger("ray.data").setLevel(logging.WARNING)
+        cores = int(ray.cluster_resources().get("CPU", 1))
+        needs: dict[str, Any] = {"num_gpus": 1} if device.startswith("cuda") else {"num_cpus": 1}
+        items = [{"id": item.id, "path": str(item.path.resolve())} for item in todo]
+        rows = (
+            ray.data.from_items(items, override_num_blocks=-(-len(items) // _VIDEOS_PER_BLOCK))
+            .map_batches(
+                _Decoder,
+                fn_constructor_args=(sampling,),
+                batch_size=_VIDEOS_PER_BLOCK,
+                num_cpus=1,
+                compute=ActorPoolStrategy(size=decoders or max(1, cores - encoders)),
+            )
+            .map_batches(
+                _Encoder,
+                fn_constructor_args=(encoder, device),
+                batch_size=_VIDEOS_PER_FORWARD,
+                compute=ActorPoolStrategy(size=encoders),
+                **needs,
+            )
+        )
+        given = {source.id: str(source.path) for source in todo}
+        for row in rows.iter_rows():
+            _take(pickle.loads(row["result"]), given, writer, result)
+            if progress is not None:
+                progress(result.skipped + result.encoded + len(result.failures), len(sources))
+    writer.flush()
+    result.seconds = time.monotonic() - begun
+    return result
+
+
+def _take(
+    found: Failure | tuple[Entry, np.ndarray],
+    given: dict[str, str],
+    writer: StoreWriter,
+    result: Extraction,
+) -> None:
+    """Put one video into the store, or its failure into the list."""
+    if isinstance(found, Failure):
+        result.failures.append(Failure(**{**asdict(found), "source": given[found.id]}))
+        return
+    entry, features = found
+    writer.add(replace(entry, source=given[entry.id]), torch.from_numpy(features))
+    result.encoded += 1
+    result.frames += len(features)
