@@ -59,6 +59,7 @@ def paper_attention(
     keys = torch.cat([prompt_key, key], 2).repeat_interleave(groups, 1)
     values = torch.cat([prompt_value, value], 2).repeat_interleave(groups, 1)
     scores = (query @ keys.transpose(2, 3)) * (scaling or width**-0.5)
+    assert attention_mask is not None, "eager_mask makes one"
     tokens = scores[..., length:] + attention_mask
     if topa_video is not None:
         biased = topa_video.after[:, None, :, None] & topa_video.slot_keys[:, None, None, :]

@@ -178,7 +178,9 @@ def contest_video(folder: Path, seconds: int = 120, frames: int = 10) -> Contest
         with av.open(str(path)) as container:
             before = None
             for frame in container.decode(video=0):
-                shown = Fraction(frame.pts) * frame.time_base  # type: ignore[operator]
+                assert frame.pts is not None
+                assert frame.time_base is not None
+                shown = frame.pts * frame.time_base
                 while len(images) < frames and shown > middles[len(images)] and before is not None:
                     images.append(before.to_image())
                 before = frame

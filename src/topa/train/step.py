@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +52,7 @@ class StepModel(nn.Module):
     @property
     def config(self) -> TopaConfig:
         """The configuration of the model."""
-        return cast(TopaConfig, self.topa.config)
+        return self.topa.config
 
     @property
     def device(self) -> torch.device:

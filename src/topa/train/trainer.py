@@ -95,8 +95,9 @@ class TopaTrainer(Trainer):
         self.measured: tuple[int, dict[str, float]] | None = None
         self.meter: Meter | None = None
         self.batches: LengthBatches | None = None
+        self.step_model = StepModel(model, recompute=recompute)
         super().__init__(
-            model=StepModel(model, recompute=recompute),
+            model=self.step_model,
             args=args,
             train_dataset=dataset,
             # Only asked whether there is one: `evaluate` measures with `validation`.
@@ -230,7 +231,7 @@ class TopaTrainer(Trainer):
     def _measure(self, step: int) -> dict[str, float]:
         assert self.validation is not None
         with self.accelerator.autocast():
-            metrics = self.validation.measure(self.model)
+            metrics = self.validation.measure(self.step_model)
         # On disk, so that a resumed run knows the best of what went before.
         record = self.best / "metrics.json"
         better = not record.is_file() or metrics["accuracy"] > read_json(record)["accuracy"]
@@ -278,7 +279,9 @@ class TopaTrainer(Trainer):
             super()._save_optimizer_and_scheduler(output_dir)
             return
         # By name and whole, so that any number of processes can go on from it.
-        state = get_optimizer_state_dict(self.model, self.optimizer, options=_WHOLE)
+        assert self.optimizer is not None
+        assert self.lr_scheduler is not None
+        state = get_optimizer_state_dict(self.step_model, self.optimizer, options=_WHOLE)
         if self.args.should_save:
             for name, value in (
                 (OPTIMIZER_NAME, state),
@@ -295,6 +298,8 @@ class TopaTrainer(Trainer):
             super()._load_optimizer_and_scheduler(checkpoint)
             return
         state = torch.load(Path(checkpoint, OPTIMIZER_NAME), "cpu", weights_only=True)
-        set_optimizer_state_dict(self.model, self.optimizer, state, options=_WHOLE)
+        assert self.optimizer is not None
+        assert self.lr_scheduler is not None
+        set_optimizer_state_dict(self.step_model, self.optimizer, state, options=_WHOLE)
         schedule = torch.load(Path(checkpoint, SCHEDULER_NAME), "cpu", weights_only=True)
         self.lr_scheduler.load_state_dict(schedule)
