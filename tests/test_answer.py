@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from topa.answer import METHODS, Topa
+from topa.answer import METHODS, Topa, drop_unfinished
 from topa.errors import ConfigError, FingerprintError, VideoError
 from topa.features.memory import Memory
 
@@ -51,6 +51,21 @@ def test_a_file_is_watched_as_its_clip(topa, video, clip):
 
 def test_a_description_is_words(topa, clip):
     assert isinstance(topa.describe(clip, max_new_tokens=5), str)
+
+
+@pytest.mark.parametrize(
+    ("text", "whole"),
+    [
+        ("A cat sits. It looks at the", "A cat sits."),
+        ('A man says "Stop!" Then he', 'A man says "Stop!"'),
+        ("A cat sits on a red car and", "A cat sits on a red car and"),  # nothing else to show
+        ("It is 3.5 m long and", "It is 3.5 m long and"),
+        ("Done. All of it.", "Done. All of it."),
+        ("", ""),
+    ],
+)
+def test_a_sentence_that_is_cut_off_is_left_out(text, whole):
+    assert drop_unfinished(text) == whole
 
 
 def test_features_are_projected_into_the_text_region(topa, clip):
