@@ -105,6 +105,8 @@ class TopaTrainer(Trainer):
             data_collator=SampleCollator(model.config.num_frames),
             callbacks=callbacks,
         )
+        # The Trainer sets it on the configuration, and a checkpoint would be refused for it.
+        vars(model.config).pop("use_cache", None)
 
     # Batches --------------------------------------------------------------------------
 
