@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 from rich.console import Console
 
 from topa.answer import Topa
-from topa.eval.ablation import run_evaluation_arms, summarise_arms
+from topa.eval.ablation import AblationName, run_evaluation_arms, summarise_arms
 from topa.eval.captions import CaptionReport
 from topa.eval.charts import draw_ablation, tabulate_ablation, write_ablation
 from topa.eval.jobs import Job, read_task, run_job
@@ -30,6 +30,10 @@ from topa.eval.trained_ablation import run_task_arms
 from topa.runs import environment, write_text
 
 console = Console(stderr=True)
+PARTS = (
+    *("heldout", "clips", "captions", "nextqa", "heldout-scoring", "heldout-frames"),
+    *("clips-scoring", "clips-frames", "clips-projection", "clips-memory-size", "tasks"),
+)
 
 PAPER = """\
 ## The paper's own numbers
@@ -133,36 +137,26 @@ def _ablation_text(name: Any, command: str, arms: Any, out: Path, plots: Path) -
 
 
 def measure(settings: argparse.Namespace, out: Path) -> Iterator[Part]:
-    """Yield every part of the page."""
+    """Yield every part of the page that is wanted."""
     checkpoint, limit, plots = settings.checkpoint, settings.limit, settings.page.parent / "plots"
     plots.mkdir(parents=True, exist_ok=True)
+    only = set(settings.only or PARTS)
     heldout = Job("heldout", checkpoint=checkpoint, limit=limit)
-    yield evaluate_part(
-        "Held-out Tideos (text features)", "topa evaluate heldout", heldout, out / "heldout"
-    )
-    clips = None
+    if "heldout" in only:
+        title = "Held-out Tideos (text features)"
+        yield evaluate_part(title, "topa evaluate heldout", heldout, out / "heldout")
     if settings.clips is not None:
-        name = str(settings.clips / "qa.jsonl")
-        clips = Job(name, videos=settings.clips, checkpoint=checkpoint)
-        command = "topa evaluate CLIPS/qa.jsonl --videos CLIPS"
-        yield evaluate_part("Ten real clips, zero-shot", command, clips, out / "clips")
-        captions = Job(name, videos=settings.clips, captions=True, checkpoint=checkpoint)
-        yield evaluate_part(
-            "Descriptions of the real clips", f"{command} --captions", captions, out / "captions"
-        )
-    if settings.nextqa is not None:
-        job = Job(
-            "nextqa", settings.nextqa, blind=True, context=False, checkpoint=checkpoint, limit=limit
-        )
+        yield from _measure_clips(settings, only, out, plots)
+    if settings.nextqa is not None and "nextqa" in only:
+        job = replace(heldout, name="nextqa", data=settings.nextqa, blind=True, context=False)
         command = "topa evaluate nextqa --data NEXTQA --blind"
         yield evaluate_part("NExT-QA validation, blind", command, job, out / "nextqa-blind")
     for name in ("scoring", "frames"):
-        yield ablation_part(name, f"topa ablate {name}", heldout, out / f"heldout-{name}", plots)
-    if clips is not None:
-        for name in ("scoring", "frames", "projection", "memory-size"):
-            command = f"topa ablate {name} CLIPS/qa.jsonl --videos CLIPS"
-            yield ablation_part(name, command, clips, out / f"clips-{name}", plots)
-    if settings.train_minutes:
+        if f"heldout-{name}" in only:
+            yield ablation_part(
+                name, f"topa ablate {name}", heldout, out / f"heldout-{name}", plots
+            )
+    if settings.train_minutes and "tasks" in only:
         changes = [f"train.minutes={settings.train_minutes:g}"]
         arms = run_task_arms(
             heldout,
@@ -176,12 +170,33 @@ def measure(settings: argparse.Namespace, out: Path) -> Iterator[Part]:
         yield _ablation_text("tasks", command, arms, out / "heldout-tasks", plots)
 
 
+def _measure_clips(
+    settings: argparse.Namespace, only: set[str], out: Path, plots: Path
+) -> Iterator[Part]:
+    """Yield the parts on real videos."""
+    name = str(settings.clips / "qa.jsonl")
+    clips = Job(name, videos=settings.clips, checkpoint=settings.checkpoint)
+    command = "topa evaluate CLIPS/qa.jsonl --videos CLIPS"
+    if "clips" in only:
+        yield evaluate_part("Ten real clips, zero-shot", command, clips, out / "clips")
+    if "captions" in only:
+        title = "Descriptions of the real clips"
+        job = replace(clips, captions=True)
+        yield evaluate_part(title, f"{command} --captions", job, out / "captions")
+    kinds: tuple[AblationName, ...] = ("scoring", "frames", "projection", "memory-size")
+    for kind in kinds:
+        if f"clips-{kind}" in only:
+            ablation = f"topa ablate {kind} CLIPS/qa.jsonl --videos CLIPS"
+            yield ablation_part(kind, ablation, clips, out / f"clips-{kind}", plots)
+
+
 def main() -> None:
     """Measure and write the page."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--checkpoint", default="embedded")
     parser.add_argument("--clips", type=Path, help="folder of clips with qa.jsonl")
     parser.add_argument("--nextqa", type=Path, help="folder with val.csv")
+    parser.add_argument("--only", action="append", choices=PARTS, help="this part; repeat it")
     parser.add_argument("--limit", type=int, help="only so many questions of each, as a trial")
     parser.add_argument("--train-minutes", type=float, help="also the tasks ablation, so long each")
     parser.add_argument("--config", type=Path, default=Path("configs/embedded.yaml"))

@@ -37,6 +37,7 @@ if importlib.util.find_spec("lmms_eval") is None:
         mend="See docs/benchmarks.md: it wants an environment of its own.",
     )
 
+from lmms_eval.api.instance import GenerationResult
 from lmms_eval.api.model import lmms  # after the check, which says more than an ImportError
 from lmms_eval.models.registry_v2 import ModelManifest
 
@@ -93,11 +94,13 @@ class TopaLmms(lmms):
         self.use_memory = use_memory
         self.sign = -1.0 if loglikelihood == "loss" else 1.0
 
-    def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests: Sequence[Instance]) -> list[GenerationResult]:
         """Return (mean loss per token of the continuation, False) of each request.
 
-        The options of one question share one pass: prompts are packed by document and context.
-        Whether greedy decoding would give the continuation is not computed; no task asks.
+        The pair is wrapped: lmms-eval 0.7.3 makes a string of a plain one before any task sees
+        it, and hands on what lies in a `GenerationResult` as it is. The options of one question
+        share one pass: prompts are packed by document and context. Whether greedy decoding
+        would give the continuation is not computed; no task asks.
         """
         groups: dict[tuple[Any, ...], list[int]] = {}
         for i, request in enumerate(requests):
@@ -114,7 +117,7 @@ class TopaLmms(lmms):
         for members, rows in zip(groups.values(), found, strict=True):
             for i, value in zip(members, rows[0].tolist(), strict=True):
                 scores[i] = self.sign * value
-        return [(score, False) for score in scores]
+        return [GenerationResult((score, False)) for score in scores]
 
     def _likelihood_prompt(self, context: str, texts: Sequence[str]) -> Prompt:
         """Return the open prompt with every continuation as a branch, one or more."""
