@@ -13,10 +13,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AttentionInterface, AttentionMaskInterface, StaticCache
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    AutoModelForCausalLM,
+    Gemma3Config,
+    StaticCache,
+)
 from transformers.masking_utils import eager_mask
 
-from topa.data.collate import collate_for_generation
+from topa.data.collate import collate, collate_for_generation
 from topa.errors import ConfigError
 from topa.model.adapter import ATTENTION, AdapterLayer, attention_modules
 from topa.model.config import TopaConfig
@@ -127,6 +133,34 @@ def test_zero_gates_are_the_untouched_llm(kind, make_model, make_llm):
         found = model(ids, slot_index=torch.full_like(ids, -1)).logits
         wanted = plain(ids).logits
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def score_alone(model, prompt, option, shown):
+    """Mean log-likelihood of an option in a pass of its own, without slots that hold nothing."""
+    path = [prompt.segments[0], prompt.segments[prompt.segments[option].parent]]
+    pairs = [
+        (token, slot)
+        for segment in (*path, prompt.segments[option])
+        for token, slot in zip(segment.ids, segment.slots, strict=True)
+        if slot < len(shown)
+    ]
+    ids, slots = (torch.tensor([column]) for column in zip(*pairs, strict=True))
+    logits = model(ids, slot_index=slots, features=shown[None]).logits[0].log_softmax(-1)
+    count = len(prompt.segments[option].ids)
+    places = torch.arange(ids.shape[1] - count, ids.shape[1])
+    return logits[places - 1, ids[0, places]].mean()
+
+
+def test_packed_scores_are_those_of_options_alone(model, make_prompt, make_features):
+    prompts = [make_prompt(0, [[2, 3], [1, 6, 4]]), make_prompt(1, [[5, 2]], before=6)]
+    features = [make_features(0), make_features(1, 2)]
+    found = iter(model.score(collate(prompts, features, FRAMES)))
+    for prompt, shown in zip(prompts, features, strict=True):
+        for options in prompt.options:
+            wanted = [score_alone(model, prompt, option, shown) for option in options]
+            torch.testing.assert_close(next(found).double(), torch.stack(wanted), rtol=0, atol=1e-5)
+    assert next(found, None) is None
 
 
 @torch.no_grad()
@@ -286,6 +320,36 @@ def test_several_videos_in_one_prompt(make_model, make_features):
     torch.testing.assert_close(video, torch.cat(wanted), rtol=0, atol=0)
     with pytest.raises(ConfigError, match=r"slots 0 to 7.*4 frames fill 4"):
         model(**{**given_, "features": features[:, 0]})
+
+
+def test_the_text_half_of_an_llm_with_images(make_prompt, make_features):
+    """Gemma 3 from 4B on comes with an image encoder around the same decoder."""
+    shape = {
+        "vocab_size": 61,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 4,
+        "sliding_window": 6,
+    }
+    vision = {
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
+    llm = AutoModelForCausalLM.from_config(Gemma3Config(text_config=shape, vision_config=vision))
+    config = TopaConfig(llm.config, feature_dim=6, num_frames=FRAMES, adapter_length=3)
+    model = TopaForConditionalGeneration(config, llm).eval().double()
+    for _, parameter in model.trainable_parameters():
+        parameter.data += torch.randn_like(parameter) * 0.5
+    prompt, shown = make_prompt(0, [[2, 3], [1, 6, 4]]), make_features(0)
+    found = model.score(collate([prompt], [shown], FRAMES))
+    for options, scores in zip(prompt.options, found, strict=True):
+        wanted = torch.stack([score_alone(model, prompt, option, shown) for option in options])
+        torch.testing.assert_close(scores.double(), wanted, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoModelForMultimodalLM,
     GenerationMixin,
+    PretrainedConfig,
     PreTrainedModel,
 )
 from transformers.cache_utils import Cache
@@ -90,6 +91,11 @@ class TopaForConditionalGeneration(TopaPreTrainedModel, GenerationMixin):
     def get_input_embeddings(self) -> nn.Module:
         """Return the LLM's token embedding."""
         return self.language_model.get_input_embeddings()
+
+    @property
+    def language_config(self) -> PretrainedConfig:
+        """Configuration of the decoder: of an LLM that also reads images, its text part."""
+        return self.language_model.config.get_text_config(decoder=True)
 
     def get_output_embeddings(self) -> nn.Module:
         """Return the LLM's head."""
@@ -180,8 +186,7 @@ class TopaForConditionalGeneration(TopaPreTrainedModel, GenerationMixin):
             raise ConfigError("input_ids are needed", where="TopaForConditionalGeneration")
         past = int(past_key_values.get_seq_length()) if past_key_values is not None else 0
         if past == 0:
-            text = self.language_model.config.get_text_config(decoder=True)
-            check_length(input_ids.shape[1], "prompt", text)
+            check_length(input_ids.shape[1], "prompt", self.language_config)
         here = None
         if slot_index is not None and past < slot_index.shape[1]:
             here = slot_index[:, past : past + input_ids.shape[1]]
@@ -239,7 +244,7 @@ class TopaForConditionalGeneration(TopaPreTrainedModel, GenerationMixin):
         mask = tree_mask(batch.segment_ids, batch.visible_segments, visible)
         slots = batch.slot_index.shape[1]
         decoder = self.language_model.get_decoder()
-        config = self.language_model.config
+        config = self.language_config
         seen = mask
         if self.config.keep_slot_positions:
             everything = torch.ones_like(visible)
