@@ -6,7 +6,7 @@ import logging
 import pickle
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -157,9 +157,12 @@ def _take(
 ) -> None:
     """Put one video into the store, or its failure into the list."""
     if isinstance(found, Failure):
-        result.failures.append(Failure(**{**asdict(found), "source": given[found.id]}))
+        if all(found.id != known.id for known in result.failures):
+            result.failures.append(replace(found, source=given[found.id]))
         return
     entry, features = found
+    if entry.id in writer:  # done twice, where an actor was lost after it had handed this over
+        return
     writer.add(replace(entry, source=given[entry.id]), torch.from_numpy(features))
     result.encoded += 1
     result.frames += len(features)
