@@ -43,11 +43,14 @@ class Gate:
                 status[0] = message["status"]
             await send(message)
 
-        await self._let_in(scope, receive, counting, status)
-        metrics = self._service.metrics
-        route = getattr(scope.get("route"), "path", "other")  # names of strangers are no labels
-        metrics.requests.labels(route, str(status[0])).inc()
-        metrics.seconds.labels(route).observe(time.monotonic() - started)
+        try:
+            await self._let_in(scope, receive, counting, status)
+        finally:
+            metrics = self._service.metrics
+            # Names of strangers are no labels; what was not answered at all is a 500.
+            route = getattr(scope.get("route"), "path", "other")
+            metrics.requests.labels(route, str(status[0] or 500)).inc()
+            metrics.seconds.labels(route).observe(time.monotonic() - started)
 
     async def _let_in(self, scope: Scope, receive: Receive, send: Send, status: list[int]) -> None:
         if not scope["path"].startswith("/v1/"):

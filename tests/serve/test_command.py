@@ -1,0 +1,44 @@
+"""topa serve and topa ui: wrong use is told before anything is loaded."""
+
+from __future__ import annotations
+
+import pytest
+
+from topa.cli import app
+from topa.config import load_config
+from topa.serve.settings import KEYS_VARIABLE, ServeConfig
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["serve", "max_request=1"], "did you mean max_requests?"),
+        (["serve", "max_requests=0"], "should be greater than 0"),
+        (["serve", "--allow-domain", "http://a.org"], "is not a host"),
+        (["serve", "--allow-path", "no-such-folder"], "is not a folder"),
+        (["serve", "--port", "70000"], "--port"),
+        (["serve", "--config", "missing.yaml"], "missing.yaml"),
+        (["ui", "decoders=none"], "decoders"),
+    ],
+)
+def test_wrong_use_is_told(arguments, says, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        app(arguments)
+    assert stopped.value.code == 2
+    assert says in capsys.readouterr().err
+
+
+def test_a_short_key_is_told(capsys, monkeypatch):
+    monkeypatch.setenv(KEYS_VARIABLE, "short")
+    with pytest.raises(SystemExit) as stopped:
+        app(["serve"])
+    assert stopped.value.code == 2
+    assert "shorter than 16" in capsys.readouterr().err
+
+
+def test_settings_come_from_a_file_and_are_overridden(tmp_path):
+    path = tmp_path / "serve.yaml"
+    path.write_text("max_requests: 3\nallow_domains: [Example.org]\n")
+    config = load_config(ServeConfig, path, ["max_requests=4"])
+    assert (config.max_requests, config.allow_domains) == (4, ["example.org"])
