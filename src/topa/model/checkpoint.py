@@ -17,7 +17,7 @@ from topa.model.hub import fetch_checkpoint, is_hub_id
 from topa.runs import atomic_path, read_json
 
 if TYPE_CHECKING:
-    from topa.model.topa import TopaForConditionalGeneration
+    from topa.model.pretrained import TopaPreTrainedModel
 
 WEIGHTS_NAME = "model.safetensors"
 EMBEDDED_CHECKPOINT = Path(__file__).parent.parent / "checkpoints" / "embedded"
@@ -36,7 +36,7 @@ __all__ = [
 
 
 def save_trainables(
-    model: TopaForConditionalGeneration, folder: str | Path, dtype: torch.dtype | None = None
+    model: TopaPreTrainedModel, folder: str | Path, dtype: torch.dtype | None = None
 ) -> Path:
     """Write the trained tensors of a model to `folder`, whole or not at all.
 
@@ -65,7 +65,7 @@ def _stored(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     return tensor.detach().to("cpu", kind).contiguous()
 
 
-def load_trainables(model: TopaForConditionalGeneration, folder: str | Path) -> None:
+def load_trainables(model: TopaPreTrainedModel, folder: str | Path) -> None:
     """Fill the trained tensors of a model from `folder`; every one must be there and fit.
 
     Raises:
@@ -78,7 +78,7 @@ def load_trainables(model: TopaForConditionalGeneration, folder: str | Path) -> 
             parameter.copy_(tensors[name])
 
 
-def read_trainables(model: TopaForConditionalGeneration, folder: str | Path) -> dict[str, Tensor]:
+def read_trainables(model: TopaPreTrainedModel, folder: str | Path) -> dict[str, Tensor]:
     """Return the tensors in `folder` that fill those of a model.
 
     Raises:

@@ -143,7 +143,7 @@ def export_plain(
         )
     llm = merge_lora(model.language_model)
     if dtype is not None:
-        llm.to(dtype)
+        llm.to(dtype)  # type: ignore[arg-type]  # transformers takes types as devices
     table = llm.get_input_embeddings()
     # Looked up, not copied: some LLMs scale what they look up (Gemma 3).
     every = torch.arange(llm.config.get_text_config(decoder=True).vocab_size, device=llm.device)

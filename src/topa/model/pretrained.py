@@ -19,6 +19,7 @@ from topa.model.checkpoint import (
     save_trainables,
 )
 from topa.model.config import TopaConfig
+from topa.model.front import resize_positions
 from topa.model.hub import push_checkpoint, take_hub_options
 from topa.model.language import Language, Quantization, load_language
 from topa.model.words import WordDictionary
@@ -29,10 +30,14 @@ class TopaPreTrainedModel(PreTrainedModel):
 
     Attributes:
         checkpoint: Folder that it was loaded from, None if it was not.
+        language_model: The LLM.
+        temporal_emb: One embedding for each frame.
         words: Dictionary of the video slots, None without one.
     """
 
     checkpoint: Path | None
+    language_model: PreTrainedModel
+    temporal_emb: nn.Embedding
     words: WordDictionary | None
     config: TopaConfig
     config_class = TopaConfig
@@ -131,6 +136,13 @@ class TopaPreTrainedModel(PreTrainedModel):
             The address of the commit.
         """
         return push_checkpoint(self, repo_id, **kwargs)
+
+    def resize_frames(self, count: int) -> None:
+        """Let the model take `count` frames, by interpolating its temporal embeddings."""
+        positions = resize_positions(self.temporal_emb.weight.detach(), count)
+        learning = self.temporal_emb.weight.requires_grad
+        self.temporal_emb = nn.Embedding.from_pretrained(positions, freeze=not learning)
+        self.config.num_frames = count
 
 
 def _check_width(config: TopaConfig, llm: PreTrainedModel, where: Path) -> None:

@@ -29,7 +29,6 @@ from topa.model.front import (
     check_slots,
     place_frames,
     project_frames,
-    resize_positions,
 )
 from topa.model.official.quirks import count_slots, fit_language
 from topa.model.packing import (
@@ -106,13 +105,6 @@ class TopaForConditionalGeneration(TopaPreTrainedModel, GenerationMixin):
         super().train(mode)
         self.language_model.eval()
         return self
-
-    def resize_frames(self, count: int) -> None:
-        """Let the model take `count` frames, by interpolating its temporal embeddings."""
-        positions = resize_positions(self.temporal_emb.weight.detach(), count)
-        learning = self.temporal_emb.weight.requires_grad
-        self.temporal_emb = nn.Embedding.from_pretrained(positions, freeze=not learning)
-        self.config.num_frames = count
 
     # Inputs ---------------------------------------------------------------------------
 
