@@ -12,8 +12,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from topa.cli import app
-from topa.cli.ablation import AblationName
-from topa.cli.evaluation import EvalMethodName
+from topa.cli.evaluation_options import AblationName, EvalMethodName
 from topa.eval.ablation import ABLATIONS
 from topa.eval.choosing import EVAL_METHODS
 

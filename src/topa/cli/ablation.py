@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING
 
 import typer
 
-from topa.cli.evaluation import EvalMethodName
+from topa.cli.evaluation_options import (
+    AblationFolderOption,
+    AblationName,
+    AlignConfigOption,
+    DataOption,
+    EvalMethodOption,
+    FeaturesOption,
+    KindArgument,
+    LimitOption,
+    NameArgument,
+    SplitOption,
+    TrainSettingOption,
+    TrainSplitOption,
+    ValuesOption,
+    VideosOption,
+)
 from topa.cli.terminal import CheckpointOption, JsonOption, print_json, say, show_progress
 
 if TYPE_CHECKING:
@@ -15,59 +30,21 @@ if TYPE_CHECKING:
     from topa.eval.jobs import Job, Task
     from topa.eval.log import Progress
 
-# The names of topa.eval.ablation.ABLATIONS, here without loading torch.
-AblationName = Literal[
-    "frames", "projection", "blind", "tasks", "scoring", "memory-size", "data-size"
-]
-
 
 def ablate(
-    kind: Annotated[AblationName, typer.Argument(metavar="KIND", help="What is taken away.")],
-    name: Annotated[
-        str, typer.Argument(metavar="NAME|FILE", help="A benchmark or file, as for evaluate.")
-    ] = "heldout",
-    data: Annotated[
-        Path | None, typer.Option("--data", metavar="DIR", help="Folder of the benchmark's files.")
-    ] = None,
-    split: Annotated[str | None, typer.Option("--split", help="Part of the benchmark.")] = None,
-    train_split: Annotated[
-        str, typer.Option("--train-split", help="data-size: the part to fine-tune on.")
-    ] = "train",
-    videos: Annotated[
-        Path | None, typer.Option("--videos", metavar="DIR", help="Folder of the videos.")
-    ] = None,
-    features: Annotated[
-        Path | None, typer.Option("--features", metavar="PATH", help="Image features instead.")
-    ] = None,
-    method: Annotated[
-        EvalMethodName | None,
-        typer.Option("--method", help="How options are scored.  [default: the checkpoint's own]"),
-    ] = None,
-    values: Annotated[
-        str | None,
-        typer.Option(
-            "--values",
-            metavar="N,N",
-            help="Numbers of frames, of memory rows, or percent of the data.",
-        ),
-    ] = None,
-    config: Annotated[
-        Path | None,
-        typer.Option("--config", metavar="YAML", help="tasks: settings of the pre-alignments."),
-    ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="A training setting; repeat it."),
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="Only the first so many, as a trial.")
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out", metavar="DIR", help="Folder of the runs.  [default: runs/ablate-KIND]"
-        ),
-    ] = None,
+    kind: KindArgument,
+    name: NameArgument = "heldout",
+    data: DataOption = None,
+    split: SplitOption = None,
+    train_split: TrainSplitOption = "train",
+    videos: VideosOption = None,
+    features: FeaturesOption = None,
+    method: EvalMethodOption = None,
+    values: ValuesOption = None,
+    config: AlignConfigOption = None,
+    set_: TrainSettingOption = None,
+    limit: LimitOption = None,
+    out: AblationFolderOption = None,
     checkpoint: CheckpointOption = "embedded",
     as_json: JsonOption = False,
 ) -> None:

@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
+from topa.cli.evaluation_options import (
+    CaptionsOption,
+    ContextOption,
+    DataOption,
+    EvalMethodOption,
+    FeaturesOption,
+    LimitOption,
+    NameArgument,
+    ProcessesOption,
+    RunOption,
+    ShardOption,
+    SplitOption,
+    SubtitlesOption,
+    VideosOption,
+)
 from topa.cli.terminal import (
     BlindOption,
     CheckpointOption,
@@ -27,86 +42,24 @@ if TYPE_CHECKING:
     from topa.eval.jobs import Job
     from topa.eval.results import Report
 
-# The names of topa.eval.choosing.EVAL_METHODS, here without loading torch.
-EvalMethodName = Literal[
-    "likelihood",
-    "likelihood-raw",
-    "likelihood-normalised",
-    "likelihood-pmi",
-    "selection",
-    "similarity",
-    "combined",
-    "generation",
-]
-
 
 def evaluate(
-    name: Annotated[
-        str,
-        typer.Argument(
-            metavar="NAME|FILE",
-            help="A benchmark (see `topa benchmarks list`), or a file: questions (.jsonl, .csv)"
-            " or Tideos (.jsonl).",
-        ),
-    ],
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            "--data", metavar="DIR", help="Folder of the benchmark's files.  [default: .]"
-        ),
-    ] = None,
-    split: Annotated[str | None, typer.Option("--split", help="Part of the benchmark.")] = None,
-    videos: Annotated[
-        Path | None, typer.Option("--videos", metavar="DIR", help="Folder of the videos.")
-    ] = None,
-    features: Annotated[
-        Path | None,
-        typer.Option(
-            "--features",
-            metavar="PATH",
-            help="Instead: image features, one file of all videos or a folder with one each.",
-        ),
-    ] = None,
-    method: Annotated[
-        EvalMethodName | None,
-        typer.Option("--method", help="How options are scored.  [default: the checkpoint's own]"),
-    ] = None,
+    name: NameArgument,
+    data: DataOption = None,
+    split: SplitOption = None,
+    videos: VideosOption = None,
+    features: FeaturesOption = None,
+    method: EvalMethodOption = None,
     blind: BlindOption = False,
-    context: Annotated[
-        bool,
-        typer.Option(
-            "--context/--no-context", help="Answer blind and by similarity too, for comparison."
-        ),
-    ] = True,
-    subtitles: Annotated[
-        bool, typer.Option("--subtitles", help="Read subtitles along (TVQA).")
-    ] = False,
-    captions: Annotated[
-        bool,
-        typer.Option(
-            "--captions", help="Describe the videos instead, against the captions in the file."
-        ),
-    ] = False,
+    context: ContextOption = True,
+    subtitles: SubtitlesOption = False,
+    captions: CaptionsOption = False,
     no_memory: NoMemoryOption = False,
     frames: FramesOption = None,
-    limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="Only the first so many, as a trial.")
-    ] = None,
-    save: Annotated[
-        Path | None,
-        typer.Option(
-            "--out",
-            metavar="DIR|REPORT.json",
-            help="Folder for predictions and reports, gone on with after a stop; or one file.",
-        ),
-    ] = None,
-    processes: Annotated[
-        int, typer.Option("--processes", min=1, help="Processes that share the work.")
-    ] = 1,
-    shard: Annotated[
-        str | None,
-        typer.Option("--shard", metavar="K/N", help="Do only part K of N, into the same --out."),
-    ] = None,
+    limit: LimitOption = None,
+    save: RunOption = None,
+    processes: ProcessesOption = 1,
+    shard: ShardOption = None,
     checkpoint: CheckpointOption = "embedded",
     as_json: JsonOption = False,
 ) -> None:
