@@ -20,7 +20,6 @@ from topa.features.encoder import Encoder, load_encoder
 from topa.features.memory import Memory, build_memory
 from topa.features.video import Clip, read_clip
 from topa.model.checkpoint import check_fingerprint, checkpoint_folder
-from topa.model.language import Quantization
 from topa.model.loading import load_model
 from topa.model.methods import (
     Choice,
@@ -111,9 +110,7 @@ class Topa:
         memory: str | Path | None = None,
         device: str | None = None,
         dtype: torch.dtype = torch.float32,
-        device_map: str | dict[str, Any] | None = None,
-        quantization: Quantization | None = None,
-        num_frames: int | None = None,
+        **options: Any,
     ) -> Topa:
         """Load a checkpoint with its LLM, encoder and memory.
 
@@ -125,23 +122,12 @@ class Topa:
                 the training Tideos.
             device: Where the LLM runs; a GPU if there is one.
             dtype: Type of the LLM's weights.
-            device_map: Where its layers go, instead of `device` ("auto", or module by module).
-            quantization: "8bit" or "4bit" weights, through bitsandbytes.
-            num_frames: Let the model take so many frames, by interpolating its temporal
-                embeddings.
+            **options: `device_map`, `quantization` and `num_frames`, as `load_model` takes them.
 
         Raises:
             TopaError: Something is missing or does not belong together; says what.
         """
-        model, builder = load_model(
-            checkpoint,
-            llm=llm,
-            device=device,
-            dtype=dtype,
-            device_map=device_map,
-            quantization=quantization,
-            num_frames=num_frames,
-        )
+        model, builder = load_model(checkpoint, llm=llm, device=device, dtype=dtype, **options)
         encoder = load_encoder(model.config.encoder)
         kept = checkpoint_folder(checkpoint) / "memory"
         found: Memory | None = None
