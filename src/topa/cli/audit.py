@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from topa.cli.terminal import JsonOption, out, print_json, say
 from topa.cli.textvid import TideosArgument
 from topa.cli.writing import (
+    BudgetOption,
+    ConcurrencyOption,
     KeyOption,
     OutOption,
     PriceInOption,
@@ -21,6 +24,10 @@ from topa.cli.writing import (
     show_run,
     write_settings,
 )
+
+if TYPE_CHECKING:
+    from topa.tideo.audit import AuditItem, AuditTask
+    from topa.tideo.status import RunStatus
 
 
 def audit(
@@ -39,10 +46,8 @@ def audit(
     view: Annotated[
         Literal["both", "blind", "frames"], typer.Option("--view", help="How to ask.")
     ] = "both",
-    concurrency: Annotated[int, typer.Option("--concurrency", min=1)] = 64,
-    budget: Annotated[
-        float | None, typer.Option("--budget", min=0, help="USD, never exceeded; needs prices.")
-    ] = None,
+    concurrency: ConcurrencyOption = 64,
+    budget: BudgetOption = None,
     price_in: PriceInOption = 0.0,
     price_out: PriceOutOption = 0.0,
     timeout: TimeoutOption = 180.0,
@@ -61,12 +66,10 @@ def audit(
     """
     import random
 
-    from topa.runs import write_json
-    from topa.tideo.audit import VIEWS, AuditTask, make_items, measure, read_choices
+    from topa.tideo.audit import VIEWS, AuditTask, make_items
     from topa.tideo.backends import EndpointSettings
     from topa.tideo.generate import Run
     from topa.tideo.pace import Pace
-    from topa.tideo.results import write_lines
     from topa.tideo.textvid import load_tideos
 
     pace = Pace(concurrency=concurrency, budget=budget, price_in=price_in, price_out=price_out)
@@ -82,16 +85,7 @@ def audit(
     write_settings(folder, {"model": model, "base_url": base_url, "file": file, "sample": sample})
     with show_run(len(items)) as progress:
         status = Run(items, task, backend, folder, pace).execute(progress)
-    choices = read_choices(folder, task, items)
-    write_lines(folder / "answers.jsonl", map(json.dumps, choices))
-    found = {
-        "file": file,
-        "model": model,
-        "tideos": len(tideos),
-        "views": measure(choices),
-        "run": status.to_dict(),
-    }
-    write_json(folder / "audit.json", found)
+    found = _write_audit(folder, task, items, {"file": file, "tideos": len(tideos)}, status)
     if as_json:
         print_json(found)
     else:
@@ -100,6 +94,26 @@ def audit(
         say(f"Stopped: {status.stopped}. Run the same command again to go on.")
     if status.done < len(items):
         raise typer.Exit(130 if status.stopped == "interrupted" else 1)
+
+
+def _write_audit(
+    folder: Path,
+    task: AuditTask,
+    items: list[AuditItem],
+    about: dict[str, Any],
+    status: RunStatus,
+) -> dict[str, Any]:
+    """Write answers.jsonl and audit.json, and return what the latter holds."""
+    from topa.runs import write_json
+    from topa.tideo.audit import measure, read_choices
+    from topa.tideo.results import write_lines
+
+    choices = read_choices(folder, task, items)
+    write_lines(folder / "answers.jsonl", map(json.dumps, choices))
+    views = measure(choices)
+    found = {**about, "model": task.model, "views": views, "run": status.to_dict()}
+    write_json(folder / "audit.json", found)
+    return found
 
 
 def _print_audit(found: dict[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,6 +16,9 @@ from topa.cli.terminal import (
     print_json,
 )
 from topa.cli.textvid import TideosArgument, encode_all
+
+if TYPE_CHECKING:
+    from topa.tideo.official import OfficialRecords
 
 
 def import_textvid(
@@ -55,20 +58,11 @@ def import_textvid(
         raise ConfigError(f"unknown source {source!r}", where="--source", mend=f"Use {known}.")
     records = read_official(file, source=source)  # type: ignore[arg-type]
     write_tideos(save, records.tideos)
-    failures: list[tuple[str, str]] = []
-    written = [str(save)]
-    if features is not None:
-        from topa.features.official import read_tideo_features
-        from topa.features.store import write_features
-
-        found, failures = read_tideo_features(records, features)
-        write_features(save.with_suffix(".safetensors"), found, name)
-        written.append(str(save.with_suffix(".safetensors")))
+    failures = _import_features(records, features, save, name)
     if memory is not None:
         from topa.features.official import read_memory
 
         read_memory(memory, name).save(save.with_suffix(".memory"))
-        written.append(str(save.with_suffix(".memory")))
     for index, idx, reason in records.problems:
         print_error(f"{file}, record {index} (idx {idx or 'missing'}): {reason}")
     print_failures(failures)
@@ -79,16 +73,29 @@ def import_textvid(
                 "tideos": len(records.tideos),
                 "problems": problems,
                 "features_failed": [{"idx": n, "reason": why} for n, why in failures],
-                "written": written,
             }
         )
     else:
         typer.echo(
             f"{len(records.tideos):,} Tideos, {len(records.problems):,} records that do not fit,"
-            f" {len(failures):,} without features; wrote {', '.join(written)}"
+            f" {len(failures):,} without features; wrote {save}"
         )
     if records.problems or failures:
         raise typer.Exit(1)
+
+
+def _import_features(
+    records: OfficialRecords, folder: Path | None, save: Path, name: str
+) -> list[tuple[str, str]]:
+    """Write the frame features beside the Tideos; return id and reason of what failed."""
+    if folder is None:
+        return []
+    from topa.features.official import read_tideo_features
+    from topa.features.store import write_features
+
+    found, failures = read_tideo_features(records, folder)
+    write_features(save.with_suffix(".safetensors"), found, name)
+    return failures
 
 
 def export_textvid(

@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from topa.cli.terminal import JsonOption, print_json
 from topa.cli.writing import (
+    AttemptsOption,
+    BudgetOption,
+    ConcurrencyOption,
+    DryOption,
+    EngineOption,
     ExamplesOption,
+    ExtraOption,
     KeyOption,
     MaxOption,
     ModelOption,
     OutOption,
     PriceInOption,
     PriceOutOption,
+    RequestsOption,
+    RetryOption,
     SeedsOption,
     ShuffleOption,
     StepsOption,
     TemperatureOption,
     TimeoutOption,
+    TokenRateOption,
     TokensOption,
     UrlOption,
     WordnetOption,
+    WorkersOption,
     check_pace,
     choose_style,
     describe_recipe,
@@ -36,9 +48,11 @@ from topa.cli.writing import (
 )
 
 if TYPE_CHECKING:
+    from topa.tideo.backends import EndpointSettings
     from topa.tideo.composition import Recipe
     from topa.tideo.pace import Pace
     from topa.tideo.seeds import SeedList
+    from topa.tideo.status import RunStatus
 
 
 def list_seeds(
@@ -116,35 +130,23 @@ def generate(
     most: MaxOption = None,
     shuffle: ShuffleOption = 0,
     wordnet: WordnetOption = None,
-    concurrency: Annotated[
-        int, typer.Option("--concurrency", min=1, help="Most requests at once.")
-    ] = 64,
-    budget: Annotated[
-        float | None, typer.Option("--budget", min=0, help="USD, never exceeded; needs prices.")
-    ] = None,
+    concurrency: ConcurrencyOption = 64,
+    budget: BudgetOption = None,
     price_in: PriceInOption = 0.0,
     price_out: PriceOutOption = 0.0,
-    rpm: Annotated[float | None, typer.Option("--rpm", help="Most requests a minute.")] = None,
-    tpm: Annotated[float | None, typer.Option("--tpm", help="Most tokens a minute.")] = None,
+    rpm: RequestsOption = None,
+    tpm: TokenRateOption = None,
     timeout: TimeoutOption = 180.0,
-    attempts: Annotated[int, typer.Option("--attempts", min=1, help="Of one request.")] = 12,
+    attempts: AttemptsOption = 12,
     mode: StepsOption = "one",
     examples: ExamplesOption = None,
     max_tokens: TokensOption = 3000,
     temperature: TemperatureOption = 1.0,
-    extra: Annotated[
-        str, typer.Option("--extra", metavar="JSON", help="Further fields of the request body.")
-    ] = "{}",
-    retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Take up failed seeds again.")
-    ] = False,
-    engine: Annotated[
-        Literal["local", "ray"], typer.Option("--engine", help="One process, or a Ray cluster.")
-    ] = "local",
-    workers: Annotated[int, typer.Option("--workers", min=1, help="Of the Ray engine.")] = 2,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Count seeds, tokens and cost; send nothing.")
-    ] = False,
+    extra: ExtraOption = "{}",
+    retry_failed: RetryOption = False,
+    engine: EngineOption = "local",
+    workers: WorkersOption = 2,
+    dry_run: DryOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Have an LLM write Tideos. Stop it any way and run it again: it goes on where it was.
@@ -183,27 +185,42 @@ def generate(
     }
     write_settings(out, settings)
     with show_run(len(found.seeds)) as progress:
-        if engine == "ray":
-            from topa.scale.generation import generate_on_ray
-
-            status = generate_on_ray(
-                found.seeds,
-                recipe,
-                endpoint,
-                out,
-                pace,
-                workers=workers,
-                progress=progress,
-                retry_failed=retry_failed,
-            )
-        else:
-            from topa.tideo.generate import Run
-
-            backend = make_backend(endpoint)
-            status = Run(
-                found.seeds, recipe, backend, out, pace, retry_failed=retry_failed
-            ).execute(progress)
+        status = _execute(
+            found, recipe, endpoint, out, pace, engine, workers, retry_failed, progress
+        )
     finish_run(out, status, settings, as_json)
+
+
+def _execute(
+    found: SeedList,
+    recipe: Recipe,
+    endpoint: EndpointSettings,
+    out: Path,
+    pace: Pace,
+    engine: str,
+    workers: int,
+    retry_failed: bool,
+    progress: Callable[[RunStatus], None],
+) -> RunStatus:
+    """Run in this process or on a cluster."""
+    if engine == "ray":
+        from topa.scale.generation import generate_on_ray
+
+        return generate_on_ray(
+            found.seeds,
+            recipe,
+            endpoint,
+            out,
+            pace,
+            workers=workers,
+            progress=progress,
+            retry_failed=retry_failed,
+        )
+    from topa.tideo.generate import Run
+
+    backend = make_backend(endpoint)
+    run = Run(found.seeds, recipe, backend, out, pace, retry_failed=retry_failed)
+    return run.execute(progress)
 
 
 def _print_estimate(found: SeedList, recipe: Recipe, pace: Pace, as_json: bool) -> None:

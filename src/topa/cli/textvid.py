@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from topa.tideo.quality import Finding, Summary
     from topa.tideo.schema import Tideo
 
-BUNDLED = ("textvid", "everyday", "heldout")
 _SHOWN = 20
 
 TideosArgument = Annotated[
@@ -62,8 +61,9 @@ def check(
     """
     check_folder_of(save)
     from topa.tideo.quality import summarise
+    from topa.tideo.textvid import inspect_tideos
 
-    tideos, problems = read_all(file)
+    tideos, problems = inspect_tideos(file)
     summary, findings = summarise(tideos)
     duplicates = look_for_near(tideos, near, encoder)
     for path, line, reason in problems:
@@ -229,58 +229,6 @@ def pack(
         print_json({"to": str(folder), "tideos": summary.tideos, **summary.to_dict()})
     else:
         typer.echo(f"{folder}: {summary.tideos:,} Tideos, with README.md and summary.json")
-
-
-def read_all(file: str) -> tuple[list[Tideo], list[tuple[str, int, str]]]:
-    """Return the valid Tideos of a set, and file, line and reason of everything else in it.
-
-    Raises:
-        DataError: A file is missing or holds nothing.
-    """
-    from topa.tideo.textvid import list_files, load_tideos
-
-    if file in BUNDLED:
-        return load_tideos(file), []
-    paths = list_files(file)
-    if any(path.suffix == ".parquet" for path in paths):
-        return load_tideos(file), []  # its rows have a schema; one that is no Tideo ends it
-    tideos: list[Tideo] = []
-    problems: list[tuple[str, int, str]] = []
-    seen: dict[str, str] = {}
-    for path in paths:
-        _read_lines(path, tideos, problems, seen)
-    return tideos, problems
-
-
-def _read_lines(
-    path: Path, tideos: list[Tideo], problems: list[tuple[str, int, str]], seen: dict[str, str]
-) -> None:
-    from pydantic import ValidationError
-
-    from topa.errors import DataError
-    from topa.tideo.schema import Tideo, describe_errors
-
-    if not path.is_file():
-        raise DataError("file not found", where=path, mend="Check the path.")
-    lines = 0
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            lines += 1
-            try:
-                tideo = Tideo.model_validate_json(line)
-            except ValidationError as error:
-                problems.append((str(path), number, describe_errors(error)))
-                continue
-            if tideo.id in seen:
-                where = seen[tideo.id]
-                problems.append((str(path), number, f"id {tideo.id!r} is also on {where}"))
-                continue
-            seen[tideo.id] = f"line {number}"
-            tideos.append(tideo)
-    if not lines:
-        raise DataError("no Tideos in the file", where=path)
 
 
 def look_for_near(

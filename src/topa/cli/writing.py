@@ -65,6 +65,26 @@ PriceOutOption = Annotated[
 ]
 TokensOption = Annotated[int, typer.Option("--max-tokens", min=16, help="Of one reply.")]
 TemperatureOption = Annotated[float, typer.Option("--temperature", min=0)]
+ConcurrencyOption = Annotated[
+    int, typer.Option("--concurrency", min=1, help="Most requests at once.")
+]
+BudgetOption = Annotated[
+    float | None, typer.Option("--budget", min=0, help="USD, never exceeded; needs prices.")
+]
+RequestsOption = Annotated[float | None, typer.Option("--rpm", help="Most requests a minute.")]
+TokenRateOption = Annotated[float | None, typer.Option("--tpm", help="Most tokens a minute.")]
+AttemptsOption = Annotated[int, typer.Option("--attempts", min=1, help="Of one request.")]
+ExtraOption = Annotated[
+    str, typer.Option("--extra", metavar="JSON", help="Further fields of the request body.")
+]
+RetryOption = Annotated[bool, typer.Option("--retry-failed", help="Take up failed seeds again.")]
+EngineOption = Annotated[
+    Literal["local", "ray"], typer.Option("--engine", help="One process, or a Ray cluster.")
+]
+WorkersOption = Annotated[int, typer.Option("--workers", min=1, help="Of the Ray engine.")]
+DryOption = Annotated[
+    bool, typer.Option("--dry-run", help="Count seeds, tokens and cost; send nothing.")
+]
 
 
 def gather(seeds: list[str], most: int | None, shuffle: int, wordnet: Path | None) -> SeedList:

@@ -177,7 +177,7 @@ class EndpointBackend:
         except errors.APIConnectionError as error:
             raise BusyFault("connection", _first_line(error.__cause__ or error)) from None
         except errors.APIStatusError as error:
-            raise self._judge(error, asked, call) from None
+            raise self._judge(error, asked, body) from None
         except errors.APIError as error:
             raise BusyFault("reply", _first_line(error)) from None
         completion = read_completion(raw)
@@ -196,7 +196,7 @@ class EndpointBackend:
             body["response_format"] = chosen
         return {**body, **self.settings.extra}
 
-    def _judge(self, error: Any, asked: int, call: Call) -> Exception:
+    def _judge(self, error: Any, asked: int, body: dict[str, Any]) -> Exception:
         """Return what an HTTP status means for this call and for the run."""
         status, detail = error.status_code, _first_line(error)
         detail = detail.replace(self._client.api_key, "[key]")  # some servers repeat it
@@ -206,21 +206,21 @@ class EndpointBackend:
             return BusyFault(str(status), detail, wait=_retry_after(error.response.headers))
         if status in (401, 402, 403, 404, 405):
             return RefusedFault(f"{status}: {detail}")
-        if self._adapt(detail, asked, call):
+        if self._adapt(detail, asked, body):
             return BusyFault("format", detail, congested=False)
         return RejectedFault(f"{status}: {detail}")
 
-    def _adapt(self, detail: str, asked: int, call: Call) -> bool:
+    def _adapt(self, detail: str, asked: int, body: dict[str, Any]) -> bool:
         """Do without a field of the request that this endpoint does not know; say if one was."""
-        if "max_completion_tokens" in detail and self._length_name == "max_tokens":
+        # By what this request held, not by what the next one will: many are on their way at once.
+        if "max_completion_tokens" in detail and "max_tokens" in body:
             self._length_name = "max_completion_tokens"
             return True
-        if "temperature" in detail and self._temperature:
+        if "temperature" in detail and "temperature" in body:
             self._temperature = False
             return True
-        if call.schema is None or asked <= self._proven or asked == len(_FORMATS) - 1:
+        if "response_format" not in body or asked <= self._proven:
             return False
-        # Of many requests on the way, only the first to fail moves on; the others just repeat.
         self._format = max(self._format, asked + 1)
         return True
 

@@ -15,6 +15,7 @@ from topa.errors import DataError
 from topa.tideo.schema import Tideo, describe_errors, read_tideos
 
 Split = Literal["train", "everyday", "heldout"]
+BUNDLED = ("textvid", "everyday", "heldout")
 
 
 @cache
@@ -54,6 +55,51 @@ def load_tideos(source: str) -> list[Tideo]:
             places[tideo.id] = path.name
             tideos.append(tideo)
     return tideos
+
+
+def inspect_tideos(source: str) -> tuple[list[Tideo], list[tuple[str, int, str]]]:
+    """Return the valid Tideos of a source, and file, line and reason of everything else in it.
+
+    Lines of JSONL are judged one by one. Parquet and the bundled sets are read as by
+    `load_tideos`: they have a schema already.
+
+    Raises:
+        DataError: A file is missing or holds nothing.
+    """
+    paths = [] if source in BUNDLED else list_files(source)
+    if not paths or any(path.suffix == ".parquet" for path in paths):
+        return load_tideos(source), []
+    tideos: list[Tideo] = []
+    problems: list[tuple[str, int, str]] = []
+    seen: dict[str, str] = {}
+    for path in paths:
+        for number, found in _judge_lines(path):
+            if isinstance(found, str):
+                problems.append((str(path), number, found))
+            elif found.id in seen:
+                reason = f"id {found.id!r} is also on {seen[found.id]}"
+                problems.append((str(path), number, reason))
+            else:
+                seen[found.id] = f"line {number}" if len(paths) == 1 else f"{path}, line {number}"
+                tideos.append(found)
+    return tideos, problems
+
+
+def _judge_lines(path: Path) -> Iterator[tuple[int, Tideo | str]]:
+    """Yield the number of each line, and its Tideo or what is wrong with it."""
+    if not path.is_file():
+        raise DataError("file not found", where=path, mend="Check the path.")
+    empty = True
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                empty = False
+                try:
+                    yield number, Tideo.model_validate_json(line)
+                except ValidationError as error:
+                    yield number, describe_errors(error)
+    if empty:
+        raise DataError("no Tideos in the file", where=path)
 
 
 def list_files(source: str | Path) -> list[Path]:
