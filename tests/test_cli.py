@@ -353,11 +353,13 @@ def test_evaluate_lists_failures_and_still_ends_well(questions, checkpoint, tmp_
     assert "gone.mp4: file not found" in result.stderr
     found = json.loads(save.read_text(encoding="utf-8"))
     assert (found["n"], len(found["failures"]), len(found["predictions"])) == (3, 1, 3)
-    header, row, kind, last = result.stdout.splitlines()
-    assert header.split() == ["accuracy", "n", "chance", "failures"]
+    header, row, kind, speed, last = result.stdout.splitlines()
+    assert header.split() == ["accuracy", "n", "chance", "blind", "similarity", "failures"]
     assert f"{found['accuracy']:.1%} ± {found['stderr'] * 100:.1f}" in row
-    assert row.split()[-3:] == ["3", "50.0%", "1"]
+    assert "3   50.0%" in row
+    assert row.split()[-1] == "1"
     assert kind.split()[0] == "what"
+    assert speed.startswith("3 questions, ")
     assert last == f"Report: {save}"
 
 
@@ -366,16 +368,17 @@ def test_evaluate_reads_tideos_without_videos(tideos_path, tideos, checkpoint):
     result = run(*args, "--method", "likelihood")
     found = json.loads(result.stdout)
     assert found["n"] == sum(len(tideo.qas) for tideo in tideos)
-    assert (found["blind"], found["failures"], found["method"]) == (True, [], "likelihood")
+    assert (found["blind"], found["failures"], found["method"]) == (True, [], "likelihood-pmi")
     assert "predictions" not in found
 
 
 def test_evaluate_refuses_wrong_files_before_it_loads_a_model(questions, tmp_path):
     assert_one_line_error(run("evaluate", questions), 2, "about videos", "--videos")
-    assert_one_line_error(run("evaluate", tmp_path / "no.jsonl"), 1, "no.jsonl: file not found")
+    assert_one_line_error(run("evaluate", tmp_path / "no.jsonl"), 1, "no.jsonl: no such file")
     result = run("evaluate", questions, "--videos", tmp_path / "nowhere")
     assert_one_line_error(result, 2, "no such folder")
-    result = run("evaluate", questions, "--videos", tmp_path, "--out", tmp_path)
+    (tmp_path / "folder.json").mkdir()
+    result = run("evaluate", questions, "--videos", tmp_path, "--out", tmp_path / "folder.json")
     assert_one_line_error(result, 2, "this is a folder")
     with open(questions, "a", encoding="utf-8") as file:
         file.write('{"qid": "q3", broken\n')
