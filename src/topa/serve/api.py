@@ -135,7 +135,9 @@ def _add_state(app: FastAPI, service: Service) -> None:
         """Tell that the server answers."""
         return {"status": "ok"}
 
-    @app.get("/metrics", tags=["state"], response_class=Response)
+    counters = {"description": "Prometheus's text format.", "content": {"text/plain": {}}}
+
+    @app.get("/metrics", tags=["state"], response_class=Response, responses={200: counters})
     async def metrics() -> Response:
         """Give the counters to Prometheus."""
         return Response(service.metrics.render(), media_type="text/plain; version=0.0.4")
@@ -153,7 +155,17 @@ def _add_state(app: FastAPI, service: Service) -> None:
 
 
 def _add_chat(app: FastAPI, service: Service) -> None:
-    @app.post("/v1/chat/completions", tags=["openai"], responses=_PROBLEMS, response_model=None)
+    answers = {
+        "description": "OpenAI's chat completion, or chunks of it.",
+        "content": {"application/json": {}, "text/event-stream": {}},
+    }
+
+    @app.post(
+        "/v1/chat/completions",
+        tags=["openai"],
+        responses={**_PROBLEMS, 200: answers},
+        response_model=None,
+    )
     async def chat(request: ChatRequest) -> Response:
         """Answer a question about a video in free words."""
         _check_model(service, request.model)
