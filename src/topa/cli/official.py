@@ -52,9 +52,14 @@ def import_(
         ),
     ] = None,
     encoder: Annotated[
-        str,
-        typer.Option("--encoder", metavar="NAME|DIR", help="The CLIP model of the features."),
-    ] = "openai/clip-vit-large-patch14",
+        str | None,
+        typer.Option(
+            "--encoder",
+            metavar="NAME|DIR",
+            help="The CLIP model of the features, loaded and recorded.  "
+            "[default: OpenAI's ViT-L/14, by name alone]",
+        ),
+    ] = None,
     adapter_length: Annotated[
         int | None,
         typer.Option("--adapter-length", min=1, help="Prompts per layer, if not all layers have."),

@@ -23,10 +23,11 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from topa.answer import Topa
 from topa.errors import CheckpointError, ConfigError, DataError
+from topa.features.encoder import load_encoder
 from topa.features.memory import Memory
 from topa.features.video import Clip
 from topa.model.config import TopaConfig
-from topa.model.official.conversion import export_checkpoint, import_checkpoint
+from topa.model.official.conversion import ENCODER, export_checkpoint, import_checkpoint
 from topa.model.topa import TopaForConditionalGeneration
 
 from .conftest import ADAPTER, FEATURE, FRAMES, LAYERS
@@ -92,6 +93,24 @@ def test_an_imported_checkpoint_answers_questions(files, clip_folder):
     assert sum(answer.probabilities) == pytest.approx(1)
     assert isinstance(topa.ask(clip, "What is green?", max_new_tokens=3).text, str)
     assert topa.explain(clip, k=1)[0].captions[0].startswith("memory.pkl, row ")
+
+
+def test_an_encoder_that_is_named_is_recorded(files, clip_folder):
+    done = take_in(files, encoder=str(clip_folder))
+    fingerprint = load_encoder(str(clip_folder)).fingerprint
+    assert done.config.encoder_fingerprint == fingerprint
+    assert Memory.load(files / "out" / "memory").fingerprint == fingerprint
+    assert not any("weights unseen" in note for note in done.notes)
+    done = take_in(files, "second")
+    assert (done.config.encoder, done.config.encoder_fingerprint) == (ENCODER, "")
+    assert any("weights unseen" in note for note in done.notes)
+
+
+def test_an_encoder_of_another_width_is_refused(files, clip_folder, make_trained):
+    torch.save({"model": make_trained(2, 12)}, files / "checkpoint_19.pth")
+    with pytest.raises(CheckpointError, match=r"features of width 12, .*clip has 10"):
+        take_in(files, memory=None, encoder=str(clip_folder))
+    assert not (files / "out").exists()
 
 
 def test_where_a_checkpoint_comes_from_is_kept(files):

@@ -14,6 +14,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from topa.data.templates import AUTHORS_VERSION
 from topa.errors import CheckpointError, ConfigError
+from topa.features.encoder import Encoder, load_encoder
 from topa.model.checkpoint import WEIGHTS_NAME, read_config
 from topa.model.config import TopaConfig
 from topa.model.language import load_language
@@ -73,7 +74,7 @@ def import_checkpoint(
     *,
     memory: str | Path | None = None,
     tokenizer: str | Path | None = None,
-    encoder: str = ENCODER,
+    encoder: str | None = None,
     adapter_length: int | None = None,
     rope_theta: float = ROPE_THETA,
     progress: Progress | None = None,
@@ -87,14 +88,16 @@ def import_checkpoint(
         out: Folder to write.
         memory: memory.pkl, [n, 768]; the first million rows are used, as in the authors' code.
         tokenizer: tokenizer.model, where it is not beside the LLM of Meta's layout.
-        encoder: Encoder of the features, by hub id or folder.
+        encoder: Encoder of the features, by hub id or folder; it is loaded, and its fingerprint
+            recorded. OpenAI's CLIP ViT-L/14 by default, by name alone.
         adapter_length: Prompts per layer, if not every layer carries an adapter.
         rope_theta: Base of the rotary positions of the training.
         progress: Told how far it is.
 
     Raises:
-        CheckpointError: Files are missing, or the checkpoint is of another LLM.
+        CheckpointError: Files are missing, or the checkpoint is of another LLM or encoder.
         DataError: A file is damaged, or a pickle that asks for code.
+        WeightsError: The encoder cannot be loaded.
         ConfigError: `out` holds something else, or the LLM cannot be loaded.
     """
     out = Path(out)
@@ -107,46 +110,89 @@ def import_checkpoint(
         if memory is None
         else read_memory(memory, official.tensors["visual_proj.weight"].shape[1])
     )
+    network = None if encoder is None else _load_encoder(encoder, official)
     source, folder = llm, llm
     if is_meta_folder(llm):
         source, folder = "./llm", str(out / "llm")
-        found = MetaLanguage.open(llm).config()
-        make_config(official, found, rope_theta)  # refuses another LLM before the long work
-        _convert_tokenizer(tokenizer or find_tokenizer(llm), folder, found.vocab_size)
-        convert_language(llm, folder, progress and (lambda *n: progress("layers", *n)))
+        _convert_llm(official, llm, folder, tokenizer, progress)
     elif tokenizer is not None:
         raise ConfigError("--tokenizer is for LLMs in Meta's layout", where=llm)
     language = load_language(folder, torch.bfloat16)
     config = make_config(official, language.model.config, rope_theta)
-    config.llm, config.llm_fingerprint, config.encoder = source, language.fingerprint, encoder
+    config.llm, config.llm_fingerprint = source, language.fingerprint
+    config.encoder, config.encoder_fingerprint = encoder or ENCODER, ""
+    if network is not None:
+        config.encoder_fingerprint = network.fingerprint
     done = Import(out, folder, config)
     build_model(official, language.model, config).save_pretrained(out)
+    done.notes += _list_notes(official, encoder, memory)
     if rows is not None:
-        done.memory_rows = write_memory(rows, out / "memory", done.notes)
-    else:
-        done.notes.append("no memory: image features will go in as they are (give --memory)")
-    if official.adapted_layers < official.num_layers:
-        done.notes.append(
-            f"the lower {official.skipped_layers} of {official.num_layers} layers are left out, "
-            "as in the authors' code"
-        )
+        fingerprint = config.encoder_fingerprint
+        done.memory_rows = write_memory(rows, out / "memory", fingerprint, done.notes)
     write_json(out / PROVENANCE, _provenance(official, done, memory, llm))
     return done
 
 
-def _convert_tokenizer(source: str | Path, folder: str, vocabulary: int) -> None:
-    """Write the tokenizer of an LLM with so many tokens.
+def _list_notes(
+    official: OfficialCheckpoint, encoder: str | None, memory: str | Path | None
+) -> list[str]:
+    """Return what the user should know of an import."""
+    notes = []
+    if memory is None:
+        notes.append("no memory: image features will go in as they are (give --memory)")
+    if encoder is None:
+        notes.append(
+            f"the encoder is taken to be {ENCODER}, its weights unseen (--encoder records them)"
+        )
+    if official.skipped_layers:
+        notes.append(
+            f"the lower {official.skipped_layers} of {official.num_layers} layers are left out, "
+            "as in the authors' code"
+        )
+    return notes
+
+
+def _convert_llm(
+    official: OfficialCheckpoint,
+    llm: str,
+    folder: str,
+    tokenizer: str | Path | None,
+    progress: Progress | None,
+) -> None:
+    """Write an LLM of Meta's layout and its tokenizer for transformers.
 
     Raises:
-        CheckpointError: It has more than the LLM.
+        CheckpointError: It is another LLM than that of the training, or files are missing.
+        DataError: A shard is damaged, or more than tensors.
     """
+    found = MetaLanguage.open(llm).config()
+    make_config(official, found, ROPE_THETA)  # refuses another LLM before the long work
+    source = tokenizer or find_tokenizer(llm)
     count = len(convert_tokenizer(source, folder))
-    if count > vocabulary:
+    if count > found.vocab_size:
         raise CheckpointError(
-            f"{count} tokens, the LLM knows {vocabulary}",
+            f"{count} tokens, the LLM knows {found.vocab_size}",
             where=source,
             mend="Give the tokenizer.model that Meta distributes with this LLM.",
         )
+    convert_language(llm, folder, progress and (lambda *n: progress("layers", *n)))
+
+
+def _load_encoder(name: str, official: OfficialCheckpoint) -> Encoder:
+    """Return the encoder, if its features fit the projector.
+
+    Raises:
+        CheckpointError: They have another width.
+        WeightsError: It cannot be loaded.
+    """
+    encoder, width = load_encoder(name), official.tensors["visual_proj.weight"].shape[1]
+    if encoder.dim != width:
+        raise CheckpointError(
+            f"trained on features of width {width}, {name} has {encoder.dim}",
+            where=official.path,
+            mend="Give the encoder of the training with --encoder.",
+        )
+    return encoder
 
 
 def make_config(

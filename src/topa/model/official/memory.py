@@ -37,12 +37,13 @@ def read_memory(path: str | Path, width: int) -> Tensor:
     return rows[:MEMORY_ROWS].float()
 
 
-def write_memory(rows: Tensor, folder: Path, notes: list[str]) -> int:
+def write_memory(rows: Tensor, folder: Path, fingerprint: str, notes: list[str]) -> int:
     """Write rows as a memory of topa and return how many; rows without direction are left out.
 
     Args:
         rows: [n, d] float32.
         folder: Folder to write.
+        fingerprint: Of the encoder; empty if it is not known.
         notes: Is told what was changed.
     """
     norms = rows.norm(dim=-1)
@@ -55,5 +56,5 @@ def write_memory(rows: Tensor, folder: Path, notes: list[str]) -> int:
         rows = rows / norms[:, None]
         notes.append("the rows of the memory were not of unit length, and are now")
     # The authors' file has no captions; what is shown of a row is where it came from.
-    Memory(rows, [f"memory.pkl, row {place}" for place in places], "").save(folder)
+    Memory(rows, [f"memory.pkl, row {place}" for place in places], fingerprint).save(folder)
     return len(rows)
