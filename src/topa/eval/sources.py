@@ -17,6 +17,7 @@ from topa.answer import Topa
 from topa.errors import ConfigError, DataError, VideoError
 from topa.eval.benchmarks.catalogue import Item
 from topa.features.pickles import load_tensors
+from topa.features.shards import HEADER, FeatureStore
 from topa.features.store import frame_rows, read_features, sample_rows
 from topa.features.video import Clip, read_clip
 
@@ -226,8 +227,9 @@ def read_frames(
 class FeatureFiles:
     """Image features of whole videos, in the authors' formats or in ours.
 
-    One file that holds {video: [n, d]} (`.pth`, `.pkl`, `.safetensors`), or a folder with one
-    file per video (`<video>.npy`, `.pkl`, `.pth`). Rows are normalised.
+    One file that holds {video: [n, d]} (`.pth`, `.pkl`, `.safetensors`), a folder with one
+    file per video (`<video>.npy`, `.pkl`, `.pth`), or a store of `topa encode videos`. Rows are
+    normalised.
 
     Args:
         topa: Says how wide features are, and projects them.
@@ -255,6 +257,9 @@ class FeatureFiles:
         self.projected = use_memory and topa.memory is not None
         self.name = "features"
         self.features: Mapping[str, Tensor] | None = None
+        if (self.path / HEADER).is_file():
+            self.features = FeatureStore(self.path, topa.encoder.fingerprint)
+            return
         if self.path.is_dir():
             return
         if self.path.suffix == ".safetensors":
