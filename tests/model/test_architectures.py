@@ -262,10 +262,11 @@ def test_saved_and_loaded_it_is_the_same(kind, model, make_llm, inputs, tmp_path
     torch.testing.assert_close(found[seen], wanted[seen], rtol=0, atol=1e-5)
 
 
-def test_16_bits_are_near_64(kind, make_model, inputs):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+def test_16_bits_are_near_64(kind, dtype, make_model, inputs):
     exact = logits_of(make_model(kind=kind, llm=ARCHITECTURES[kind]), ATTENTION, inputs)
     half = make_model(kind=kind, llm=ARCHITECTURES[kind])
-    half.language_model.to(torch.bfloat16)
+    half.language_model.to(dtype)
     given = {**inputs, "features": inputs["features"].float()}
     half.visual_proj.float()
     half.temporal_emb.float()
@@ -357,7 +358,7 @@ def test_the_text_half_of_an_llm_with_images(make_prompt, make_features):
     [
         ("gpt2", r"GPT2Block.*attn \(GPT2Attention\)"),
         ("gpt_neox", r"GPTNeoXAttention"),
-        ("bloom", r"BloomAttention"),
+        ("bloom", r"bloom: its positions are biases of distances"),
         ("stablelm", r"StableLmAttention does not call attention functions"),
         ("gpt_oss", r"GptOssAttention has sinks"),
         ("diffllama", r"DiffLlamaAttention subtracts"),
@@ -371,6 +372,20 @@ def test_unfit_architectures_are_refused_by_name(kind, named, make_llm):
     llm = make_llm(kind, **small)
     with pytest.raises(ConfigError, match=named):
         TopaForConditionalGeneration(TopaConfig(llm.config), llm)
+
+
+@pytest.mark.parametrize(
+    ("kind", "named"),
+    [
+        ("gpt2", "GPT2LMHeadModel: GPT2Model has no linear layers for LoRA"),
+        ("gpt_oss", "GptOssAttention has sinks"),
+        ("mpt", "mpt: its positions are biases of distances"),
+    ],
+)
+def test_lora_refuses_at_load_what_it_cannot_have(kind, named, make_llm):
+    llm = make_llm(kind)
+    with pytest.raises(ConfigError, match=named):
+        TopaForConditionalGeneration(TopaConfig(llm.config, variant="lora"), llm)
 
 
 def test_an_adapter_longer_than_the_positions_is_refused(make_llm):

@@ -123,8 +123,6 @@ def _check_attention(module: nn.Module, llm: PreTrainedModel) -> None:
         problem = _OTHER_FORMULAS[llm.config.model_type]
     elif not isinstance(getattr(module, "layer_idx", None), int):
         problem = "does not know the number of its layer (layer_idx)"
-    elif getattr(module, "sinks", None) is not None:
-        problem = "has sinks, which the formula leaves out"
     elif not getattr(module, "is_causal", True):
         problem = "is not causal"
     elif _has_projections(module):

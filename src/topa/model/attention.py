@@ -128,7 +128,7 @@ def attend(
         bias: Of the video.
         is_causal: False: without a mask every query sees every key.
     """
-    queries, width = query.shape[2], query.shape[3]
+    queries, width = query.shape[2], value.shape[3]
     causal = is_causal and mask is None and queries > 1
     if causal and key.shape[2] > queries:
         key, value = key[:, :, :queries], value[:, :, :queries]

@@ -9,6 +9,7 @@ from transformers import PretrainedConfig
 from topa.errors import ConfigError
 
 _LAYER_KINDS = {"full_attention", "sliding_attention"}
+_DISTANCES = {"bloom", "mpt"}
 
 
 def check_length(tokens: int, what: str, config: PretrainedConfig) -> None:
@@ -31,13 +32,19 @@ def check_language(config: PretrainedConfig) -> None:
 
     Raises:
         ConfigError: Layers that are not attention over all or the last tokens, layers that need
-            token ids, or a scale of the logits that is not known here.
+            token ids, positions as biases, or a scale of the logits that is not known here.
     """
     if getattr(config, "hidden_size_per_layer_input", 0):
         raise ConfigError(
             "its layers look up embeddings of the token ids, of which a video slot has none",
             where=config.model_type,
             mend="Use an LLM of the Llama, Qwen, Gemma 1 to 3 or Mistral family.",
+        )
+    if config.model_type in _DISTANCES or getattr(config, "alibi", False):
+        raise ConfigError(
+            "its positions are biases of distances in the text (ALiBi), not of packed prompts",
+            where=config.model_type,
+            mend="Use an LLM with rotary positions.",
         )
     kinds = set(getattr(config, "layer_types", None) or ()) - _LAYER_KINDS
     if kinds:

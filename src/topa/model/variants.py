@@ -18,6 +18,7 @@ def add_variant(llm: PreTrainedModel, config: TopaConfig) -> None:
         ConfigError: The LLM carries those of another model, or cannot take the adapter.
     """
     _check_untouched(llm)
+    _check_sinks(llm)
     if config.variant == "adapter":
         add_adapter(llm, config.adapter_length, config.adapter_layers, config.bias)
     elif config.variant == "lora":
@@ -37,6 +38,17 @@ def _check_untouched(llm: PreTrainedModel) -> None:
         )
 
 
+def _check_sinks(llm: PreTrainedModel) -> None:
+    """Refuse attention with sinks (GPT-OSS): the attention function of topa has none."""
+    for module in llm.modules():
+        if getattr(module, "sinks", None) is not None:
+            raise ConfigError(
+                f"{type(module).__name__} has sinks, which the formula leaves out",
+                where=type(llm).__name__,
+                mend="Use an LLM of the Llama, Qwen, Gemma or Mistral family.",
+            )
+
+
 def _add_lora(llm: PreTrainedModel, config: TopaConfig) -> None:
     """Put trainable low-rank updates (arXiv 2106.09685) on every linear layer but the head."""
     linear = {
@@ -44,6 +56,12 @@ def _add_lora(llm: PreTrainedModel, config: TopaConfig) -> None:
         for name, module in llm.get_decoder().named_modules()
         if isinstance(module, nn.Linear)
     }
+    if not linear:
+        raise ConfigError(
+            f"{type(llm.get_decoder()).__name__} has no linear layers for LoRA",
+            where=type(llm).__name__,
+            mend='Use variant "projector", or an LLM of another family.',
+        )
     inject_adapter_in_model(
         LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules=sorted(linear)),
         llm,
