@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import sys
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -14,7 +15,6 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
-import topa
 from topa.errors import ConfigError, RequestError, TopaError, VideoError
 from topa.serve.chat import Conversation, build_prompt, find_video
 from topa.serve.gate import Gate
@@ -70,7 +70,7 @@ def create_app(service: Service, keys: ApiKeys | None = None) -> FastAPI:
 
     app = FastAPI(
         title="topa",
-        version=topa.__version__,
+        version=sys.modules["topa"].__version__,  # the package above is loaded already
         lifespan=lifespan,
         docs_url=None,  # its page loads scripts from elsewhere
         redoc_url=None,
