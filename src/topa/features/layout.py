@@ -86,7 +86,7 @@ def find_near(
             i = start + offset
             earlier = [int(j) for j in near[:i].nonzero().flatten() if int(j) not in gone]
             if earlier:
-                best = max(earlier, key=lambda j, row=offset: float(scores[row, j]))
+                best = earlier[int(scores[offset, earlier].argmax())]
                 gone.add(i)
                 found.append(Duplicate(tideos[i].id, tideos[best].id, float(scores[offset, best])))
     return found

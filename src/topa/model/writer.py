@@ -68,7 +68,7 @@ class LanguageWriter:
         if self._language is None:
             self._language = load_language("embedded")
         tokenizer, model = self._language.tokenizer, self._language.model
-        prompt = tokenizer.apply_chat_template(
+        prompt: Any = tokenizer.apply_chat_template(
             call.messages, add_generation_prompt=True, return_dict=False
         )
         room = int(model.config.max_position_embeddings) - len(prompt)
@@ -79,7 +79,7 @@ class LanguageWriter:
         tokens = self._decode(prompt, matcher, call, generator)
         ended = tokens and tokens[-1] == tokenizer.eos_token_id
         finished = ended or (matcher is not None and matcher.is_stopped())
-        text = tokenizer.decode(tokens, skip_special_tokens=True)
+        text = str(tokenizer.decode(tokens, skip_special_tokens=True))
         return Completion(text, len(prompt), len(tokens), "stop" if finished else "length")
 
     def _match(self, schema: dict[str, Any], tokenizer: Any) -> Any:
@@ -88,7 +88,7 @@ class LanguageWriter:
             assert isinstance(tokenizer, PreTrainedTokenizerFast)
             self._tokens = self._guidance.hf.from_tokenizer(tokenizer)
         matcher = self._guidance.LLMatcher
-        compact = {"whitespace_flexible": False}
+        compact: Any = {"whitespace_flexible": False}
         grammar = matcher.grammar_from_json_schema(json.dumps(schema), overrides=compact)
         return matcher(self._tokens, grammar)
 

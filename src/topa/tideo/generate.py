@@ -182,7 +182,8 @@ class Run:
                 self._record(answer_row(key, step, reply, usage))
                 step += 1
         except StopIteration as finished:
-            self._record(done_row(key, *finished.value, usage))
+            result, notes = finished.value
+            self._record(done_row(key, result, notes, usage))
             self._status.done += 1
         except (DraftError, RejectedFault) as error:
             self._fail(

@@ -179,7 +179,8 @@ class _Importer:
         try:
             composition.send(reply)
         except StopIteration as finished:
-            self.journal.append(sent, done_row(key, *finished.value, usage))
+            result, notes = finished.value
+            self.journal.append(sent, done_row(key, result, notes, usage))
             self.state.done.add(key)
             self.report.done += 1
         except DraftError as error:
@@ -215,7 +216,8 @@ class VllmBackend:
                 mend="Run `pip install vllm` on a machine with a GPU, or serve the model and give"
                 " --base-url.",
             ) from None
-        self.model, self.parallel = model, batch
+        self.model = model
+        self.parallel: int | None = batch
         self._sampling, self._structured = SamplingParams, StructuredOutputsParams
         self._llm = LLM(model=model, **(options or {}))
         self._waiting: list[tuple[Call, asyncio.Future[Completion]]] = []
