@@ -126,12 +126,7 @@ def read_clip(
         if high is not None:
             per_second = None if fps is None else Fraction(str(float(fps)))
             wanted = sample_times(rule, num_frames, low, high, reader.rate, per_second)
-        if len(wanted) > max_frames:
-            raise VideoError(
-                f"{len(wanted)} frames asked for, at most {max_frames} are read",
-                where=path,
-                mend="Lower fps, read a shorter part, or raise max_frames.",
-            )
+        _check_count(path, len(wanted), max_frames)
         shown = None
         for moment in wanted:
             begun, image = reader.image_at(moment)
@@ -165,6 +160,15 @@ def _open(path: Path, limits: Limits) -> _ImageReader:
     if path.is_dir():
         return FolderReader(path, limits)
     return WebpReader(path, limits) if is_webp(path) else _FrameReader(path, limits)
+
+
+def _check_count(path: Path, count: int, most: int) -> None:
+    if count > most:
+        raise VideoError(
+            f"{count} frames asked for, at most {most} are read",
+            where=path,
+            mend="Lower fps, read a shorter part, or raise max_frames.",
+        )
 
 
 def _checked_path(path: str | Path) -> Path:

@@ -101,8 +101,7 @@ def extract_with_ray(
         ConfigError: Ray is not installed.
     """
     try:
-        import ray
-        from ray.data import ActorPoolStrategy
+        import ray.data  # noqa: F401 - told now rather than after the list has been read
     except ImportError:
         raise ConfigError(
             "Ray is not installed",
@@ -114,39 +113,55 @@ def extract_with_ray(
     result = Extraction(len(sources), skipped=len(sources) - len(todo) - len(failures))
     result.failures = failures
     if todo:
-        if not ray.is_initialized():
-            ray.init(log_to_driver=False, logging_level="warning")
-        # The store's own progress is shown instead.
-        ray.data.DataContext.get_current().enable_progress_bars = False
-        logging.getLogger("ray.data").setLevel(logging.WARNING)
-        cores = int(ray.cluster_resources().get("CPU", 1))
-        needs: dict[str, Any] = {"num_gpus": 1} if device.startswith("cuda") else {"num_cpus": 1}
-        items = [{"id": item.id, "path": str(item.path.resolve())} for item in todo]
-        rows = (
-            ray.data.from_items(items, override_num_blocks=-(-len(items) // _VIDEOS_PER_BLOCK))
-            .map_batches(
-                _Decoder,
-                fn_constructor_args=(sampling,),
-                batch_size=_VIDEOS_PER_BLOCK,
-                num_cpus=1,
-                compute=ActorPoolStrategy(size=decoders or max(1, cores - encoders)),
-            )
-            .map_batches(
-                _Encoder,
-                fn_constructor_args=(encoder, device),
-                batch_size=_VIDEOS_PER_FORWARD,
-                compute=ActorPoolStrategy(size=encoders),
-                **needs,
-            )
-        )
+        rows = _run_pipeline(todo, encoder, sampling, device, decoders, encoders)
         given = {source.id: str(source.path) for source in todo}
-        for row in rows.iter_rows():
+        for row in rows:
             _take(pickle.loads(row["result"]), given, writer, result)
             if progress is not None:
                 progress(result.skipped + result.encoded + len(result.failures), len(sources))
     writer.flush()
     result.seconds = time.monotonic() - begun
     return result
+
+
+def _run_pipeline(
+    sources: Sequence[Source],
+    encoder: str,
+    sampling: Sampling,
+    device: str,
+    decoders: int | None,
+    encoders: int,
+) -> Iterator[dict[str, bytes]]:
+    """Yield what `_Encoder` returns for each video, as the cluster gets done with it."""
+    import ray
+    from ray.data import ActorPoolStrategy
+
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False, logging_level="warning")
+    # The store's own progress is shown instead.
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    cores = int(ray.cluster_resources().get("CPU", 1))
+    needs: dict[str, Any] = {"num_gpus": 1} if device.startswith("cuda") else {"num_cpus": 1}
+    items = [{"id": item.id, "path": str(item.path.resolve())} for item in sources]
+    rows = (
+        ray.data.from_items(items, override_num_blocks=-(-len(items) // _VIDEOS_PER_BLOCK))
+        .map_batches(
+            _Decoder,
+            fn_constructor_args=(sampling,),
+            batch_size=_VIDEOS_PER_BLOCK,
+            num_cpus=1,
+            compute=ActorPoolStrategy(size=decoders or max(1, cores - encoders)),
+        )
+        .map_batches(
+            _Encoder,
+            fn_constructor_args=(encoder, device),
+            batch_size=_VIDEOS_PER_FORWARD,
+            compute=ActorPoolStrategy(size=encoders),
+            **needs,
+        )
+    )
+    yield from rows.iter_rows()
 
 
 def _take(
