@@ -13,7 +13,7 @@ from topa.eval import ablation
 from topa.eval.ablation import run_evaluation_arms, sample_memory, summarise_arms
 from topa.eval.charts import tabulate_ablation, write_ablation
 from topa.eval.jobs import Job, read_task
-from topa.eval.trained_ablation import draw_videos
+from topa.eval.trained_ablation import draw_videos, run_data_arms, run_task_arms
 from topa.features.memory import Memory
 
 
@@ -88,3 +88,54 @@ def test_smaller_shares_of_the_data_lie_within_larger_ones():
     assert len(draw_videos(questions, 10)) == 40
     with pytest.raises(ConfigError, match="0% of the data"):
         draw_videos(questions, 0)
+
+
+@pytest.mark.slow
+def test_ablations_that_train_evaluate_what_they_trained(
+    job, align_config, checkpoint, tiny_llm_folder, tmp_path
+):
+    task = read_task(job)
+    settings = [
+        f"model.llm={tiny_llm_folder}",
+        "model.lora_rank=2",
+        "model.dtype=float32",
+        f"data.tideos={align_config.data.tideos}",
+        "data.validation=2",
+        "train.max_steps=3",
+        "train.batch_size=2",
+    ]
+    arms = run_task_arms(
+        job, task, config=None, settings=settings, out=tmp_path / "tasks", say=lambda _: None
+    )
+    assert [arm.name for arm in arms] == ["with multiple choice", "without"]
+    marks = {arm.report.fingerprints["checkpoint"] for arm in arms}
+    assert len(marks) == 2
+    heldout = Job("heldout", limit=4, checkpoint=str(checkpoint))
+    training = Job(job.name, checkpoint=str(checkpoint))
+    arms = run_data_arms(
+        heldout,
+        read_task(heldout),
+        read_task(training),
+        training,
+        settings=["train.max_steps=3", "train.batch_size=2", "data.validation=0"],
+        shares=[50],
+        out=tmp_path / "data",
+        say=lambda _: None,
+    )
+    assert [arm.name for arm in arms] == [
+        "50% of the data, pre-aligned",
+        "50% of the data, from scratch",
+    ]
+    # The fixture is untrained, so that its weights are those from scratch: ask the settings.
+    for name, scratch in (("50-pre-aligned", "false"), ("50-from-scratch", "true")):
+        text = (tmp_path / "data" / name / "run" / "config.yaml").read_text(encoding="utf-8")
+        assert f"from_scratch: {scratch}" in text
+    with pytest.raises(ConfigError, match="both trained on and evaluated"):
+        run_data_arms(
+            training,
+            read_task(training),
+            read_task(training),
+            training,
+            out=tmp_path / "no",
+            say=lambda _: None,
+        )
