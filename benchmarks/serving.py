@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import json
 import os
+import sys
 import tempfile
 import time
 from fractions import Fraction
@@ -114,6 +115,7 @@ def main() -> None:
             started = time.perf_counter()
             answers[name] = asyncio.run(run(topa, work))
             seconds[name] = time.perf_counter() - started
+            print(f"{name}: {seconds[name]:.1f} s", file=sys.stderr)
     texts = shares = 0
     for key, (text, probabilities) in answers["one at a time"].items():
         other_text, other = answers["together"][key]
