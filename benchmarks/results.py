@@ -190,6 +190,13 @@ def _measure_clips(
             yield ablation_part(kind, ablation, clips, out / f"clips-{kind}", plots)
 
 
+def _chosen(settings: argparse.Namespace) -> str:
+    """Return the options that chose the parts of the page; folders by their names in its help."""
+    named = (("CLIPS", settings.clips), ("NEXTQA", settings.nextqa))
+    folders = [f" --{name.lower()} {name}" for name, folder in named if folder is not None]
+    return "".join([*folders, *(f" --only {part}" for part in settings.only or ())])
+
+
 def main() -> None:
     """Measure and write the page."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -213,7 +220,8 @@ def main() -> None:
     machine = environment()
     head = [
         "# Results\n",
-        f"Written by `python benchmarks/results.py` on {date.today()}: do not edit by hand.",
+        f"Written by `python benchmarks/results.py{_chosen(settings)}` on {date.today()}: do not edit"
+        " by hand, run it again.",
         f"LLM {config.llm}, encoder {config.encoder}, memory of"
         f" {len(memory) if memory else 0:,} rows; `{mark}`, commit `{commit_of_code()}`,"
         f" {machine['gpu'] or str(machine['cpu_count']) + ' CPU cores'} shared with other work:"
