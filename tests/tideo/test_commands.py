@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -230,3 +232,14 @@ def test_statistics_make_a_page(tmp_path, tideos_path):
     page = (out / "index.html").read_text()
     assert page.count("data:image/png;base64,") == 6
     assert (out / "vocabulary.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("module", ["tenacity", "openai"])
+def test_without_the_extra_its_name_is_told(tmp_path, seeds, module):
+    code = f"import sys; sys.modules[{module!r}] = None\nfrom topa.cli import main; main()"
+    args = ("textvid", "generate", "--seeds", str(seeds), "--model", "m", "--out", str(tmp_path))
+    command = [sys.executable, "-c", code, *args, "--base-url", "http://127.0.0.1:9/v1"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 2
+    assert ".[generate]" in result.stderr
+    assert len(result.stderr.splitlines()) == 1

@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt
-
+from topa.errors import ConfigError
 from topa.tideo.backends import Backend, BusyFault, Call, Completion, RefusedFault, RejectedFault
 from topa.tideo.composition import Task, replay
 from topa.tideo.drafts import DraftError
@@ -31,6 +30,15 @@ from topa.tideo.journal import (
 )
 from topa.tideo.pace import Backoff, Gate, Pace, Purse, length_of, make_limits, tokens_of
 from topa.tideo.status import RunStatus
+
+try:
+    from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt
+except ImportError:
+    raise ConfigError(
+        "writing Tideos needs tenacity, aiolimiter and others, which are not installed",
+        where="generate",
+        mend="Run `pip install -e '.[generate]'`.",
+    ) from None
 
 _SYNC_SECONDS = 2.0
 _BREAKER = 5  # seeds in a row whose every attempt failed, without one reply between

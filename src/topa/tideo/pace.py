@@ -6,12 +6,13 @@ import asyncio
 import random
 from collections import deque
 from dataclasses import dataclass
-from typing import Any
-
-from tenacity import RetryCallState
+from typing import TYPE_CHECKING, Any
 
 from topa.errors import ConfigError
 from topa.tideo.backends import BusyFault, Call
+
+if TYPE_CHECKING:
+    from tenacity import RetryCallState
 
 _SHRINK = 0.5
 _RELIEF = 1 / 8  # of the strain of one congested reply, by each that is not
