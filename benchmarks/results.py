@@ -48,9 +48,9 @@ ours, and another encoder, LLM and set of Tideos stand behind them than behind t
 | MVBench, 20 tasks | TOPA, Llama2-7B | 39.8% |
 | MSR-VTT, zero-shot CIDEr, BLEU-4 | TOPA, Llama2-13B | 33.4, 21.1 |
 | MSR-VTT, zero-shot METEOR, ROUGE-L | TOPA, Llama2-13B | 21.8, 49.8 |
-| NExT-QA validation, blind baselines of its authors | GloVe; fine-tuned BERT | 30.6%; 43.8% |
 
-With the authors' checkpoints (`topa official import`) and the benchmarks' files the commands of
+The authors of NExT-QA give blind baselines on its validation file: 30.6% (GloVe), 43.8% (fine-tuned
+BERT). With the checkpoints of TOPA's authors (`topa official import`) and the benchmarks' files the commands of
 [benchmarks.md](benchmarks.md) give the figures to hold against these.
 """
 
@@ -220,8 +220,8 @@ def main() -> None:
     machine = environment()
     head = [
         "# Results\n",
-        f"Written by `python benchmarks/results.py{_chosen(settings)}` on {date.today()}: do not edit"
-        " by hand, run it again.",
+        f"Written by `python benchmarks/results.py{_chosen(settings)}` on {date.today()}:"
+        " do not edit by hand, run it again.",
         f"LLM {config.llm}, encoder {config.encoder}, memory of"
         f" {len(memory) if memory else 0:,} rows; `{mark}`, commit `{commit_of_code()}`,"
         f" {machine['gpu'] or str(machine['cpu_count']) + ' CPU cores'} shared with other work:"
