@@ -50,8 +50,8 @@ ours, and another encoder, LLM and set of Tideos stand behind them than behind t
 | MSR-VTT, zero-shot METEOR, ROUGE-L | TOPA, Llama2-13B | 21.8, 49.8 |
 
 The authors of NExT-QA give blind baselines on its validation file: 30.6% (GloVe), 43.8% (fine-tuned
-BERT). With the checkpoints of TOPA's authors (`topa official import`) and the benchmarks' files the commands of
-[benchmarks.md](benchmarks.md) give the figures to hold against these.
+BERT). With the checkpoints of TOPA's authors (`topa official import`) and the benchmarks' files the
+commands of [benchmarks.md](benchmarks.md) give the figures to hold against these.
 """
 
 
