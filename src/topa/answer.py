@@ -317,18 +317,18 @@ class Topa:
         Raises:
             ConfigError: An unknown method, or wrong numbers of options.
         """
-        method = self.model.config.scoring if method is None else method
-        if method not in METHODS:
-            raise ConfigError(f"unknown method {method!r}", mend=f"Use one of {METHODS}.")
-        if method == "similarity" and blind:
+        chosen = self.model.config.scoring if method is None else method
+        if chosen not in METHODS:
+            raise ConfigError(f"unknown method {chosen!r}", mend=f"Use one of {METHODS}.")
+        if chosen == "similarity" and blind:
             raise ConfigError("similarity has no blind form", where="method")
         for questions in choices:
             for question, options in questions:
                 clean_question(question)  # refuse the same whatever the method
                 list_options(options)
-        if method == "similarity":
+        if chosen == "similarity":
             return score_similarity(self.encoder, choices, features)
-        score = score_selection if method == "selection" else score_likelihood
+        score = score_selection if chosen == "selection" else score_likelihood
         scores = score(
             self.model,
             self.builder,
@@ -338,6 +338,6 @@ class Topa:
             batch_size=batch_size,
             progress=progress,
         )
-        if method == "combined" and not blind:
+        if chosen == "combined" and not blind:
             scores = combine(scores, score_similarity(self.encoder, choices, features))
         return scores

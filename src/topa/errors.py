@@ -65,7 +65,7 @@ class VideoError(TopaError):
         self.reached = reached
 
     def __reduce__(self) -> tuple[Any, ...]:
-        parts = {"where": self.where, "mend": self.mend, "reached": self.reached}
+        parts: dict[str, Any] = {"where": self.where, "mend": self.mend, "reached": self.reached}
         return partial(type(self), **parts), (self.what,)
 
 

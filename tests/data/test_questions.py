@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from topa.errors import DataError
 from topa.data.questions import VideoQuestion, from_tideos, read_questions
+from topa.errors import DataError
 from topa.tideo.schema import Tideo
 
 ROW: dict[str, Any] = {

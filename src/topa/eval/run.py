@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -89,7 +89,8 @@ class Evaluation:
     def resolved(self) -> EvalMethod:
         """The method, with "likelihood" as the checkpoint means it."""
         config = self.topa.model.config
-        return resolve_method(self.method or config.scoring, config.subtract_blind)
+        chosen = cast(EvalMethod, self.method or config.scoring)
+        return resolve_method(chosen, config.subtract_blind)
 
     @property
     def wanted(self) -> set[str]:

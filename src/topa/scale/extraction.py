@@ -137,7 +137,7 @@ def _run_pipeline(
     from ray.data import ActorPoolStrategy
 
     if not ray.is_initialized():
-        ray.init(log_to_driver=False, logging_level="warning")
+        ray.init(log_to_driver=False, logging_level=logging.WARNING)
     # The store's own progress is shown instead.
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
