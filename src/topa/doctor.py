@@ -27,10 +27,29 @@ EXTRAS: dict[str, dict[str, str]] = {
         "skimage": "scikit-image",
     },
     "clip": {"open_clip": "open_clip_torch"},
-    "generate": {"openai": "openai"},
-    "serve": {"fastapi": "fastapi", "gradio": "gradio", "uvicorn": "uvicorn"},
+    "generate": {
+        "aiohttp": "aiohttp",
+        "aiolimiter": "aiolimiter",
+        "datasketch": "datasketch",
+        "json_repair": "json-repair",
+        "llguidance": "llguidance",
+        "nltk": "nltk",
+        "openai": "openai",
+        "pyarrow": "pyarrow",
+        "sklearn": "scikit-learn",
+        "tenacity": "tenacity",
+    },
+    "serve": {
+        "fastapi": "fastapi",
+        "httpcore2": "httpcore2",
+        "prometheus_client": "prometheus-client",
+        "uvicorn": "uvicorn",
+    },
+    "ui": {"gradio": "gradio"},
     "eval": {"matplotlib": "matplotlib", "pyarrow": "pyarrow"},
+    "quantize": {"bitsandbytes": "bitsandbytes"},
     "scale": {"ray": "ray[data]"},
+    "official": {"google.protobuf": "protobuf", "sentencepiece": "sentencepiece"},
 }
 _MIN_FREE_BYTES = 2 * 1024**3  # features, checkpoints and predictions of a small run
 
@@ -119,8 +138,15 @@ def _check_weights(file: PackagedFile) -> Check:
     return Check(file.distribution, True, f"{path.name}, {size:.0f} MiB, sha256 as expected")
 
 
+def _is_there(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # the package around a module of a package
+        return False
+
+
 def _check_extra(extra: str, modules: dict[str, str]) -> Check:
-    absent = [name for module, name in modules.items() if importlib.util.find_spec(module) is None]
+    absent = [name for module, name in modules.items() if not _is_there(module)]
     if not absent:
         return Check(f"extra {extra}", True, "installed")
     detail = f"not installed: {', '.join(absent)}"

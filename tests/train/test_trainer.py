@@ -91,7 +91,8 @@ def test_the_epoch_is_right_after_resuming_within_one(settings, run, stop_at, mo
     plain = TideoDataset.__getitem__
 
     def note(self, index):
-        drawn.append((self.epoch, index))
+        if len(self) == 10:  # those of training, not the 2 of validation
+            drawn.append((self.epoch, index))
         return plain(self, index)
 
     monkeypatch.setattr(TideoDataset, "__getitem__", note)
