@@ -18,7 +18,7 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional
 
-from memory import extra_memory
+from topa.bench.storage import extra_memory
 from topa.model.attention import VideoBias, attend
 from topa.runs import environment
 
@@ -79,7 +79,7 @@ def compare_bias(shape: tuple[int, ...], repeats: int, device: str) -> dict[str,
     return {
         "shape": "x".join(map(str, shape)),
         **{f"{name}_ms": round(1000 * value, 2) for name, value in seconds.items()},
-        **{f"{name}_extra_mb": round(value, 1) for name, value in extra.items()},
+        **{f"{name}_extra_mb": value and round(value, 1) for name, value in extra.items()},
         "times_faster": round(seconds["mask"] / seconds["channel"], 2),
     }
 
@@ -94,8 +94,8 @@ def _time(way: Callable[[], torch.Tensor], device: str) -> float:
     return time.perf_counter() - start
 
 
-def _extra(way: Callable[[], torch.Tensor], device: str) -> float:
-    """Return the peak of memory above what is held before, in MB."""
+def _extra(way: Callable[[], torch.Tensor], device: str) -> float | None:
+    """Return the peak of memory above what is held before, in MB; None where it is not known."""
     if device == "cpu":
         return extra_memory(way)
     before = torch.cuda.memory_allocated()

@@ -66,7 +66,7 @@ def doubled(features: TideoFeatures, imagined: Tensor) -> TideoFeatures:
 
 def main() -> None:
     """Train, and print the figures of the validation Tideos (their own text features)."""
-    if len(sys.argv) < 2:
+    if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
         raise SystemExit(__doc__)
     config = load_config(AlignConfig, Path(sys.argv[1]), sys.argv[2:])
     open_run(Path(config.out), config)
