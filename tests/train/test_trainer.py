@@ -166,6 +166,7 @@ from pathlib import Path
 from topa.config import AlignConfig, load_config
 from topa.train.run import RunLog
 from conftest import HashEncoder
+from topa.train import align as alignment
 
 alignment.load_encoder = lambda name: HashEncoder()
 plain, last = RunLog.on_step_end, int(sys.argv[2])
