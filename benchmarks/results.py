@@ -19,10 +19,11 @@ from typing import Any
 from rich.console import Console
 
 from topa.answer import Topa
-from topa.eval.ablation import AblationName, run_evaluation_arms, summarise_arms
+from topa.eval.ablation import run_evaluation_arms, summarise_arms
 from topa.eval.captions import CaptionReport
 from topa.eval.charts import draw_ablation, tabulate_ablation, write_ablation
 from topa.eval.jobs import Job, read_task, run_job
+from topa.eval.names import AblationName
 from topa.eval.pages import write_pages
 from topa.eval.provenance import commit_of_code, fingerprint_of_trainables
 from topa.eval.results import Report

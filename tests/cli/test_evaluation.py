@@ -12,9 +12,6 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from topa.cli import app
-from topa.cli.evaluation_options import AblationName, EvalMethodName
-from topa.eval.ablation import ABLATIONS
-from topa.eval.choosing import EVAL_METHODS
 
 
 @pytest.fixture(autouse=True)
@@ -51,11 +48,6 @@ def clips(video: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     text = "".join(json.dumps(row) + "\n" for row in rows)
     (folder / "questions.jsonl").write_text(text, encoding="utf-8")
     return folder
-
-
-def test_the_names_on_the_command_line_are_those_of_the_parts():
-    assert EvalMethodName.__args__ == EVAL_METHODS
-    assert AblationName.__args__ == ABLATIONS
 
 
 def test_a_run_and_its_pages(clips, checkpoint, tmp_path):

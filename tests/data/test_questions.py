@@ -87,7 +87,7 @@ def test_a_qid_that_occurs_twice_is_named_with_both_lines(tmp_path):
 
 
 def test_an_empty_or_missing_file_is_refused(tmp_path):
-    with pytest.raises(DataError, match="no questions"):
+    with pytest.raises(DataError, match="no records in the file"):
         read_questions(write(tmp_path / "empty.jsonl"))
     with pytest.raises(DataError, match="file not found"):
         read_questions(tmp_path / "absent.jsonl")

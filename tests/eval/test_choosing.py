@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from topa.eval.choosing import EVAL_METHODS, choose, measures_of, parse_choice, resolve_method
+from topa.eval.choosing import choose, measures_of, parse_choice, resolve_method
+from topa.eval.names import EVAL_METHODS
 
 OPTIONS = ["A cat", "A dog", "Nothing"]
 

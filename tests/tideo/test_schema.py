@@ -106,7 +106,7 @@ def test_an_id_that_occurs_twice_names_both_lines(write):
     [
         (['{"id": '], "line 1: not valid JSON"),
         (["[1]"], "line 1: a JSON object is needed"),
-        ([""], "no Tideos in the file"),
+        ([""], "no records in the file"),
     ],
 )
 def test_a_file_of_something_else_is_refused(lines, message, write):

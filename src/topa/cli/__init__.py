@@ -178,17 +178,6 @@ _official.command("export")(export)
 app.add_typer(_official, name="official")
 
 
-# A group of one command would be that command without these.
-@_memory.callback()
-def _start_memory() -> None:
-    """The text features that image features are projected into."""
-
-
-@_textvid.callback()
-def _start_textvid() -> None:
-    """Write Tideos (textual videos) with an LLM, and see how good they are."""
-
-
 def main() -> None:
     """Run the command line."""
     app()

@@ -9,7 +9,6 @@ import typer
 
 from topa.cli.evaluation_options import (
     AblationFolderOption,
-    AblationName,
     AlignConfigOption,
     DataOption,
     EvalMethodOption,
@@ -24,6 +23,7 @@ from topa.cli.evaluation_options import (
     VideosOption,
 )
 from topa.cli.terminal import CheckpointOption, JsonOption, print_json, say, show_progress
+from topa.eval.names import AblationName
 
 if TYPE_CHECKING:
     from topa.eval.ablation import Arm

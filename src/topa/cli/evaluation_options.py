@@ -3,25 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
-# The names of topa.eval.choosing.EVAL_METHODS, here without loading torch.
-EvalMethodName = Literal[
-    "likelihood",
-    "likelihood-raw",
-    "likelihood-normalised",
-    "likelihood-pmi",
-    "selection",
-    "similarity",
-    "combined",
-    "generation",
-]
-# The names of topa.eval.ablation.ABLATIONS.
-AblationName = Literal[
-    "frames", "projection", "blind", "tasks", "scoring", "memory-size", "data-size"
-]
+from topa.eval.names import AblationName, EvalMethod
 
 NameArgument = Annotated[
     str,
@@ -48,7 +34,7 @@ FeaturesOption = Annotated[
     ),
 ]
 EvalMethodOption = Annotated[
-    EvalMethodName | None,
+    EvalMethod | None,
     typer.Option("--method", help="How options are scored.  [default: the checkpoint's own]"),
 ]
 ContextOption = Annotated[

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from topa.errors import DataError
-from topa.runs import read_jsonl
-from topa.tideo.schema import MAX_OPTIONS, Text, Tideo, describe_errors
+from topa.tideo.schema import MAX_OPTIONS, Text, Tideo, read_records
 
 
 class VideoQuestion(BaseModel):
@@ -54,27 +52,9 @@ def read_questions(path: str | Path) -> list[VideoQuestion]:
     """Read a JSONL file of questions, in the order of the file.
 
     Raises:
-        DataError: The file is missing or empty, a line is not a valid question, or a qid
-            occurs twice; names file and line.
+        DataError: As `read_records`; the key is `qid`.
     """
-    questions: list[VideoQuestion] = []
-    seen: dict[str, int] = {}
-    for number, row in read_jsonl(path):
-        try:
-            question = VideoQuestion.model_validate(row)
-        except ValidationError as error:
-            raise DataError(describe_errors(error), where=f"{path}, line {number}") from None
-        if question.qid in seen:
-            raise DataError(
-                f"qid {question.qid!r} is also on line {seen[question.qid]}",
-                where=f"{path}, line {number}",
-                mend="Give every question a qid of its own.",
-            )
-        seen[question.qid] = number
-        questions.append(question)
-    if not questions:
-        raise DataError("no questions in the file", where=path)
-    return questions
+    return read_records(path, VideoQuestion, "qid")
 
 
 def from_tideos(tideos: Iterable[Tideo]) -> list[VideoQuestion]:

@@ -5,33 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from topa.answer import Topa
 from topa.data.questions import VideoQuestion
 from topa.errors import ConfigError
-from topa.eval.choosing import EVAL_METHODS, EvalMethod, choose
+from topa.eval.choosing import choose
 from topa.eval.comparison import compare_rows
 from topa.eval.jobs import Job, Task, open_job
 from topa.eval.log import PredictionLog, Progress, Row
+from topa.eval.names import EVAL_METHODS, AblationName, EvalMethod
 from topa.eval.results import Report, make_report
 from topa.eval.run import Evaluation
 from topa.features.memory import Memory
 
-AblationName = Literal[
-    "frames", "projection", "blind", "tasks", "scoring", "memory-size", "data-size"
-]
-ABLATIONS: tuple[AblationName, ...] = (
-    "frames",
-    "projection",
-    "blind",
-    "tasks",
-    "scoring",
-    "memory-size",
-    "data-size",
-)
 QUESTIONS = {
     "frames": "How many frames does it need?",
     "projection": "What is the projection through the memory (Eq. 2) worth?",

@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from topa.answer import Topa
-from topa.data.templates import DESCRIBE_PREFIX, DESCRIBE_QUESTION, TEMPLATE_VERSION
+from topa.data.templates import DESCRIBE_PREFIX, DESCRIBE_QUESTION
 from topa.errors import DataError, VideoError
 from topa.eval.benchmarks.catalogue import VideoCaption
 from topa.eval.caption_metrics import score_captions
 from topa.eval.log import WHOLE, PredictionLog, Progress, Row, Shard, run_units
 from topa.eval.provenance import commit_of_code, fingerprints_of
+from topa.eval.results import SavedReport
 from topa.eval.sources import Source
-from topa.runs import digest, environment, write_json
+from topa.runs import digest, environment
 
 VIDEOS_PER_UNIT = 8
 CAPTION_TOKENS = 40
 
 
 @dataclass(frozen=True)
-class CaptionReport:
+class CaptionReport(SavedReport):
     """Scores of captions, and with what they were made.
 
     Attributes:
@@ -54,17 +54,6 @@ class CaptionReport:
     seconds: float
     videos_per_second: float
     predictions: list[Row]
-
-    def as_dict(self, *, predictions: bool = True) -> dict[str, Any]:
-        """Return the fields for JSON, with or without the predictions."""
-        fields = asdict(self)
-        if not predictions:
-            del fields["predictions"]
-        return fields
-
-    def save(self, path: str | Path) -> None:
-        """Write the report as JSON, whole or not at all."""
-        write_json(path, self.as_dict())
 
 
 @dataclass(frozen=True)
@@ -101,7 +90,7 @@ class CaptionEvaluation:
             "num_frames": self.num_frames,
             "use_memory": self.source.projected,
             "fingerprints": fingerprints_of(self.topa, self.source.projected),
-            "template_version": TEMPLATE_VERSION,
+            "template_version": self.topa.model.config.template_version,
         }
 
     def answer(

@@ -4,34 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from topa.data.templates import LETTERS
+from topa.eval.names import EvalMethod
 from topa.model.methods import combine
 
-EvalMethod = Literal[
-    "likelihood",
-    "likelihood-raw",
-    "likelihood-normalised",
-    "likelihood-pmi",
-    "selection",
-    "similarity",
-    "combined",
-    "generation",
-]
-EVAL_METHODS: tuple[EvalMethod, ...] = (
-    "likelihood",
-    "likelihood-raw",
-    "likelihood-normalised",
-    "likelihood-pmi",
-    "selection",
-    "similarity",
-    "combined",
-    "generation",
-)
 Measures = Mapping[str, Any]
 """What was measured of one question: `likelihood` (mean token log-likelihood of each option),
 `tokens` (of each option), `letters`, `similarity`, `generation` (words), and `blind_` forms of

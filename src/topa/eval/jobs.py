@@ -14,8 +14,8 @@ from topa.data.questions import VideoQuestion, from_tideos
 from topa.errors import ConfigError, DataError
 from topa.eval.benchmarks import BENCHMARKS, Benchmark, Item, VideoCaption, name_count, read_own
 from topa.eval.captions import CaptionEvaluation, CaptionReport
-from topa.eval.choosing import EvalMethod
 from topa.eval.log import WHOLE, PredictionLog, Progress, Shard
+from topa.eval.names import EvalMethod
 from topa.eval.run import Evaluation, Report, check_frames, tideo_features
 from topa.eval.sources import FeatureFiles, Nothing, Source, TextFeatures, VideoFolder
 from topa.runs import append_jsonl, read_jsonl

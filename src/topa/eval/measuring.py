@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from topa.answer import Topa
+from topa.data.asked import question_text
 from topa.data.questions import VideoQuestion
 from topa.data.templates import Prompt, PromptBuilder
 from topa.errors import ConfigError
@@ -20,13 +21,6 @@ ANSWER_TOKENS = 12
 
 Group = tuple[list[VideoQuestion], Tensor]
 """Questions about one clip, and its features [n, d]."""
-
-
-def ask_text(question: VideoQuestion) -> str:
-    """Return what stands after "Question:" in the prompt; subtitles come first."""
-    if question.subtitles is None:
-        return question.question
-    return f"Dialogue: {question.subtitles}\n{question.question}"
 
 
 def find_overlong(
@@ -41,7 +35,7 @@ def find_overlong(
         limit: Tokens the LLM has positions for.
     """
     lengths = []
-    text, options = ask_text(question), question.options
+    text, options = question_text(question), question.options
     if {"likelihood", "blind_likelihood"} & measures:
         lengths.append(_longest_path(builder.likelihood([(text, options)])))
     if {"letters", "blind_letters", "generation", "blind_generation"} & measures:
@@ -97,7 +91,7 @@ def _measure_likelihood(
         for start in range(0, len(items), QUESTIONS_PER_PROMPT)
     ]
     prompts = [
-        topa.builder.likelihood([(ask_text(item), item.options) for item in items])
+        topa.builder.likelihood([(question_text(item), item.options) for item in items])
         for items, _ in parts
     ]
     shown = [features for _, features in parts]
@@ -117,7 +111,7 @@ def _measure_letters(
     topa: Topa, groups: Sequence[Group], wanted: set[str], found: dict[str, dict[str, Any]]
 ) -> None:
     asked = list(_one_by_one(groups))
-    prompts = [topa.builder.choice(ask_text(item), item.options) for item, _ in asked]
+    prompts = [topa.builder.choice(question_text(item), item.options) for item, _ in asked]
     shown = [features for _, features in asked]
     for name, blind in (("letters", False), ("blind_letters", True)):
         if name in wanted:
@@ -132,7 +126,8 @@ def _measure_generation(
     asked = list(_one_by_one(groups))
     # The choice prompt without the branches of its letters.
     prompts = [
-        Prompt(topa.builder.choice(ask_text(item), item.options).segments[:2]) for item, _ in asked
+        Prompt(topa.builder.choice(question_text(item), item.options).segments[:2])
+        for item, _ in asked
     ]
     for name, blind in (("generation", False), ("blind_generation", True)):
         if name not in wanted:

@@ -13,8 +13,23 @@ from topa.eval.provenance import commit_of_code
 from topa.runs import environment, write_json
 
 
+class SavedReport:
+    """How reports, which are dataclasses with `predictions`, become JSON."""
+
+    def as_dict(self, *, predictions: bool = True) -> dict[str, Any]:
+        """Return the fields for JSON, with or without the predictions."""
+        fields = asdict(self)  # type: ignore[call-overload]
+        if not predictions:
+            del fields["predictions"]
+        return fields
+
+    def save(self, path: str | Path) -> None:
+        """Write the report as JSON, whole or not at all."""
+        write_json(path, self.as_dict())
+
+
 @dataclass(frozen=True)
-class Report:
+class Report(SavedReport):
     """What an evaluation found, and with what.
 
     Attributes:
@@ -68,17 +83,6 @@ class Report:
     seconds: float
     questions_per_second: float
     predictions: list[Row]
-
-    def as_dict(self, *, predictions: bool = True) -> dict[str, Any]:
-        """Return the fields for JSON, with or without the predictions."""
-        fields = asdict(self)
-        if not predictions:
-            del fields["predictions"]
-        return fields
-
-    def save(self, path: str | Path) -> None:
-        """Write the report as JSON, whole or not at all."""
-        write_json(path, self.as_dict())
 
 
 def make_report(

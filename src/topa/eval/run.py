@@ -12,11 +12,11 @@ from torch import Tensor
 
 from topa.answer import Topa
 from topa.data.questions import VideoQuestion
-from topa.data.templates import TEMPLATE_VERSION
 from topa.errors import ConfigError, DataError, VideoError
-from topa.eval.choosing import EVAL_METHODS, EvalMethod, choose, measures_of, resolve_method
+from topa.eval.choosing import choose, measures_of, resolve_method
 from topa.eval.log import WHOLE, PredictionLog, Progress, Row, Shard, run_units
 from topa.eval.measuring import find_overlong, measure, token_limit
+from topa.eval.names import EVAL_METHODS, EvalMethod
 from topa.eval.provenance import fingerprint_of_trainables, fingerprints_of
 from topa.eval.results import Report, make_report
 from topa.eval.sources import Nothing, Source, TextFeatures, VideoFolder
@@ -113,7 +113,7 @@ class Evaluation:
             "num_frames": self.num_frames or config.num_frames,
             "use_memory": self.source.projected,
             "fingerprints": fingerprints_of(self.topa, self.source.projected),
-            "template_version": TEMPLATE_VERSION,
+            "template_version": config.template_version,
         }
 
     def answer(

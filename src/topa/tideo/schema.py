@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -93,6 +93,9 @@ class Tideo(_Record):
     qas: list[Question] = Field(min_length=3, max_length=6)
 
 
+Record = TypeVar("Record", bound=BaseModel)
+
+
 def describe_errors(error: ValidationError) -> str:
     """Return every problem of a pydantic error in one line, as `field: problem; ...`."""
     return "; ".join(
@@ -100,28 +103,47 @@ def describe_errors(error: ValidationError) -> str:
     )
 
 
+def read_records(path: str | Path, model: type[Record], key: str) -> list[Record]:
+    """Read a JSONL file of records that each have a key of their own, in the order of the file.
+
+    Args:
+        path: The file.
+        model: What a record is.
+        key: Its field that no other record of the file may share.
+
+    Raises:
+        DataError: The file is missing or empty, a line is not a valid record, or a key occurs
+            twice; names file and line.
+    """
+    records: list[Record] = []
+    seen: dict[Any, int] = {}
+    for number, row in read_jsonl(path):
+        place = f"{path}, line {number}"
+        try:
+            record = model.model_validate(row)
+        except ValidationError as error:
+            raise DataError(describe_errors(error), where=place) from None
+        name = getattr(record, key)
+        if name in seen:
+            raise DataError(
+                f"{key} {name!r} is also on line {seen[name]}",
+                where=place,
+                mend=f"Give every line its own {key}.",
+            )
+        seen[name] = number
+        records.append(record)
+    if not records:
+        raise DataError("no records in the file", where=path)
+    return records
+
+
 def read_tideos(path: str | Path) -> list[Tideo]:
     """Read a JSONL file of Tideos.
 
     Raises:
-        DataError: A line is not a valid Tideo, or an id occurs twice; names file and line.
+        DataError: As `read_records`.
     """
-    tideos: list[Tideo] = []
-    seen: dict[str, int] = {}
-    for number, row in read_jsonl(path):
-        try:
-            tideo = Tideo.model_validate(row)
-        except ValidationError as error:
-            raise DataError(describe_errors(error), where=f"{path}, line {number}") from None
-        if tideo.id in seen:
-            raise DataError(
-                f"id {tideo.id!r} is also on line {seen[tideo.id]}", where=f"{path}, line {number}"
-            )
-        seen[tideo.id] = number
-        tideos.append(tideo)
-    if not tideos:
-        raise DataError("no Tideos in the file", where=path)
-    return tideos
+    return read_records(path, Tideo, "id")
 
 
 def write_tideos(path: str | Path, tideos: Iterable[Tideo]) -> None:
