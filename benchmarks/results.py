@@ -10,6 +10,7 @@ measured twice for one checkpoint. Parts whose data is not named are left out of
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import date
@@ -27,14 +28,20 @@ from topa.eval.names import AblationName
 from topa.eval.pages import write_pages
 from topa.eval.provenance import commit_of_code, fingerprint_of_trainables
 from topa.eval.results import Report
-from topa.eval.trained_ablation import run_task_arms
+from topa.eval.trained_ablation import run_data_arms, run_task_arms
 from topa.runs import environment, write_text
 
 console = Console(stderr=True)
 PARTS = (
     *("heldout", "clips", "captions", "nextqa", "heldout-scoring", "heldout-frames"),
-    *("clips-scoring", "clips-frames", "clips-projection", "clips-memory-size", "tasks"),
+    *("clips-scoring", "clips-frames", "clips-projection", "clips-memory-size"),
+    *("tasks", "data-size"),
 )
+# What both sides of the ablations that train have in common, beside the number of steps.
+TRAINING = ["train.batch_size=4", "data.validation=0"]
+# The paper's weights; options compete by their texts: this LLM learns letters far later. Plain
+# Tideos are kept for fine-tuning, so that no start of it has seen them.
+ALIGNING = ["data.tasks={contrast: 0.5, caption: 0.25, open: 0.25}", "data.extra=[]"]
 
 PAPER = """\
 ## The paper's own numbers
@@ -129,7 +136,7 @@ def ablation_part(name: Any, command: str, job: Job, out: Path, plots: Path) -> 
 
 
 def _ablation_text(name: Any, command: str, arms: Any, out: Path, plots: Path) -> Part:
-    summary = summarise_arms(name, arms, 0 if name in ("projection", "tasks") else -1)
+    summary = summarise_arms(name, arms)
     write_ablation(summary, out)
     plot = plots / f"{out.name}.png"
     draw_ablation(summary, plot)
@@ -157,18 +164,52 @@ def measure(settings: argparse.Namespace, out: Path) -> Iterator[Part]:
             yield ablation_part(
                 name, f"topa ablate {name}", heldout, out / f"heldout-{name}", plots
             )
-    if settings.train_minutes and "tasks" in only:
-        changes = [f"train.minutes={settings.train_minutes:g}"]
+    if settings.train_steps is not None:
+        job = replace(heldout, limit=settings.train_limit or limit)
+        yield from _measure_training(settings, only, job, out, plots)
+
+
+def _measure_training(
+    settings: argparse.Namespace, only: set[str], job: Job, out: Path, plots: Path
+) -> Iterator[Part]:
+    """Yield the ablations that train; the second fine-tunes what the first pre-aligned."""
+    task, steps = read_task(job), [f"train.max_steps={settings.train_steps}", *TRAINING]
+    limit = "" if job.limit is None else f" --limit {job.limit}"
+    folder = out / f"tasks-{settings.train_steps}"
+    if "tasks" in only:
         arms = run_task_arms(
-            heldout,
-            read_task(heldout),
+            job,
+            task,
             config=settings.config,
-            settings=changes,
-            out=out / "heldout-tasks",
+            settings=[*steps, *ALIGNING],
+            out=folder,
             say=console.print,
         )
-        command = f"topa ablate tasks --config {settings.config} --set {changes[0]}"
-        yield _ablation_text("tasks", command, arms, out / "heldout-tasks", plots)
+        command = f"topa ablate tasks --config {settings.config}{limit} --out runs/tasks"
+        yield _ablation_text("tasks", command + _told([*steps, *ALIGNING]), arms, folder, plots)
+    if "data-size" in only:
+        start = replace(job, checkpoint=str(folder / "with-multiple-choice" / "run" / "final"))
+        training = replace(start, name="everyday", limit=None)
+        folder = out / f"data-size-{settings.train_steps}"
+        arms = run_data_arms(
+            start,
+            task,
+            read_task(training),
+            training,
+            settings=steps,
+            out=folder,
+            say=console.print,
+        )
+        command = (
+            f"topa ablate data-size heldout --train everyday{limit}"
+            " --checkpoint runs/tasks/with-multiple-choice/run/final"
+        )
+        yield _ablation_text("data-size", command + _told(steps), arms, folder, plots)
+
+
+def _told(settings: list[str]) -> str:
+    """Return settings as a command line has them."""
+    return "".join(f" --set {shlex.quote(setting)}" for setting in settings)
 
 
 def _measure_clips(
@@ -206,7 +247,8 @@ def main() -> None:
     parser.add_argument("--nextqa", type=Path, help="folder with val.csv")
     parser.add_argument("--only", action="append", choices=PARTS, help="this part; repeat it")
     parser.add_argument("--limit", type=int, help="only so many questions of each, as a trial")
-    parser.add_argument("--train-minutes", type=float, help="also the tasks ablation, so long each")
+    parser.add_argument("--train-steps", type=int, help="also the ablations that train, so long")
+    parser.add_argument("--train-limit", type=int, help="ask those only so many questions")
     parser.add_argument("--config", type=Path, default=Path("configs/embedded.yaml"))
     parser.add_argument("--out", type=Path, default=Path("runs/results"))
     parser.add_argument("--page", type=Path, default=Path("docs/results.md"))

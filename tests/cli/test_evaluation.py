@@ -124,7 +124,7 @@ def test_answers_that_are_secret_become_a_submission(checkpoint, tmp_path):
         (["evaluate", "heldout", "--videos", "absent"], 2, "no such folder of videos"),
         (["evaluate", "msrvtt", "--method", "selection"], 2, "neither chosen nor blind"),
         (["ablate", "frames", "--values", "1,x"], 2, "numbers parted by commas"),
-        (["ablate", "data-size"], 2, "fine-tuning needs other data"),
+        (["ablate", "data-size"], 2, "no split to fine-tune on"),
         (["compare", "absent", "absent"], 1, "no predictions"),
         (["benchmarks", "check", "absent"], 2, "no such folder"),
     ],

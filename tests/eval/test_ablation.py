@@ -15,6 +15,8 @@ from topa.eval.charts import tabulate_ablation, write_ablation
 from topa.eval.jobs import Job, read_task
 from topa.eval.trained_ablation import draw_videos, run_data_arms, run_task_arms
 from topa.features.memory import Memory
+from topa.tideo.schema import write_tideos
+from topa.tideo.textvid import load_textvid
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +113,9 @@ def test_ablations_that_train_evaluate_what_they_trained(
     marks = {arm.report.fingerprints["checkpoint"] for arm in arms}
     assert len(marks) == 2
     heldout = Job("heldout", limit=4, checkpoint=str(checkpoint))
-    training = Job(job.name, checkpoint=str(checkpoint))
+    plain = tmp_path / "plain.jsonl"
+    write_tideos(plain, load_textvid("everyday")[:6])
+    training = Job(str(plain), checkpoint=str(checkpoint))
     arms = run_data_arms(
         heldout,
         read_task(heldout),
@@ -130,12 +134,28 @@ def test_ablations_that_train_evaluate_what_they_trained(
     for name, scratch in (("50-pre-aligned", "false"), ("50-from-scratch", "true")):
         text = (tmp_path / "data" / name / "run" / "config.yaml").read_text(encoding="utf-8")
         assert f"from_scratch: {scratch}" in text
-    with pytest.raises(ConfigError, match="both trained on and evaluated"):
-        run_data_arms(
-            training,
-            read_task(training),
-            read_task(training),
-            training,
-            out=tmp_path / "no",
-            say=lambda _: None,
-        )
+    first, second = (row["difference"] for row in summarise_arms("data-size", arms)["rows"])
+    assert (first["n"], second) == (4, None)
+
+
+def test_a_comparison_of_what_was_seen_before_is_refused(job, tmp_path):
+    """A question to be evaluated, or a Tideo of the pre-alignment, tells nothing once seen."""
+    heldout = Job("heldout", limit=4, checkpoint=job.checkpoint)
+    for asked, message in ((job, "both trained on and evaluated"), (heldout, "was pre-aligned on")):
+        with pytest.raises(ConfigError, match=message):
+            run_data_arms(
+                asked, read_task(asked), read_task(job), job, out=tmp_path, say=lambda _: None
+            )
+
+
+def test_what_is_left_out_must_be_there_and_something_else_too(job, tmp_path):
+    for tasks in ("{caption: 1, open: 1}", "{choice: 1, contrast: 1}"):
+        with pytest.raises(ConfigError, match="multiple choice cannot be left out"):
+            run_task_arms(
+                job,
+                read_task(job),
+                config=None,
+                settings=[f"data.tasks={tasks}"],
+                out=tmp_path,
+                say=lambda _: None,
+            )

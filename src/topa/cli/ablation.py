@@ -17,6 +17,7 @@ from topa.cli.evaluation_options import (
     LimitOption,
     NameArgument,
     SplitOption,
+    TrainOption,
     TrainSettingOption,
     TrainSplitOption,
     ValuesOption,
@@ -37,6 +38,7 @@ def ablate(
     data: DataOption = None,
     split: SplitOption = None,
     train_split: TrainSplitOption = "train",
+    train: TrainOption = None,
     videos: VideosOption = None,
     features: FeaturesOption = None,
     method: EvalMethodOption = None,
@@ -61,7 +63,10 @@ def ablate(
     topa ablate blind nextqa --data nextqa/
     topa ablate tasks --config configs/embedded.yaml --set train.minutes=20
     topa ablate data-size nextqa --data nextqa/ --features nextqa/clipvitl14.pth
+    topa ablate data-size heldout --train mine.jsonl --set train.max_steps=60
     """
+    from dataclasses import replace
+
     from topa.eval.ablation import summarise_arms
     from topa.eval.charts import check_charts, tabulate_ablation, write_ablation
     from topa.eval.jobs import Job, read_task
@@ -81,10 +86,11 @@ def ablate(
         checkpoint=checkpoint,
     )
     task = read_task(job)
+    training = replace(job, name=train or name, split=None if train else train_split, limit=None)
     folder = out or Path("runs") / f"ablate-{kind}"
     with show_progress("questions") as progress:
-        arms = _run(kind, job, task, numbers, train_split, config, set_ or [], folder, progress)
-    summary = summarise_arms(kind, arms, 0 if kind in ("projection", "blind", "tasks") else -1)
+        arms = _run(kind, job, task, numbers, training, config, set_ or [], folder, progress)
+    summary = summarise_arms(kind, arms)
     write_ablation(summary, folder)
     if as_json:
         print_json(summary)
@@ -98,14 +104,12 @@ def _run(
     job: Job,
     task: Task,
     numbers: list[int] | None,
-    train_split: str,
+    training: Job,
     config: Path | None,
     settings: list[str],
     out: Path,
     progress: Progress,
 ) -> list[Arm]:
-    from dataclasses import replace
-
     from topa.errors import ConfigError
     from topa.eval.ablation import run_evaluation_arms
     from topa.eval.jobs import read_task
@@ -116,18 +120,17 @@ def _run(
             job, task, config=config, settings=settings, out=out, say=say, progress=progress
         )
     if kind == "data-size":
-        if job.name == "heldout":
+        if training.name == "heldout":
             raise ConfigError(
-                "the bundled Tideos are what was pre-aligned on; fine-tuning needs other data",
+                "the bundled Tideos have no split to fine-tune on",
                 where="data-size",
-                mend="Name a benchmark with a training split, such as nextqa.",
+                mend="Name other questions with --train, or a benchmark such as nextqa.",
             )
-        training_job = replace(job, split=train_split, limit=None)
         return run_data_arms(
             job,
             task,
-            read_task(training_job),
-            training_job,
+            read_task(training),
+            training,
             settings=settings,
             shares=numbers,
             out=out,

@@ -72,6 +72,14 @@ KindArgument = Annotated[
 TrainSplitOption = Annotated[
     str, typer.Option("--train-split", help="data-size: the part to fine-tune on.")
 ]
+TrainOption = Annotated[
+    str | None,
+    typer.Option(
+        "--train",
+        metavar="FILE",
+        help="data-size: other questions or Tideos to fine-tune on, instead of a split.",
+    ),
+]
 ValuesOption = Annotated[
     str | None,
     typer.Option(

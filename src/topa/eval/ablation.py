@@ -196,18 +196,16 @@ def _choose_again(report: Report, method: EvalMethod, options: dict[str, list[st
     return make_report(settings, report.title, rows, 0.0, 0, context=True, expected=report.expected)
 
 
-def summarise_arms(name: AblationName, arms: Sequence[Arm], reference: int = -1) -> dict[str, Any]:
+def summarise_arms(name: AblationName, arms: Sequence[Arm]) -> dict[str, Any]:
     """Return an ablation as data: each setting with its figures and its paired difference.
 
     Args:
         name: Of the ablation.
         arms: Its settings, on the same questions.
-        reference: Index of the one that the others are compared with.
     """
-    base = arms[reference]
     rows = []
-    for arm in arms:
-        report = arm.report
+    for i, arm in enumerate(arms):
+        report, base = arm.report, arms[_reference(name, i, len(arms))]
         difference = None
         if arm is not base:
             (difference,) = compare_rows(base.report.predictions, report.predictions)["metrics"]
@@ -232,11 +230,18 @@ def summarise_arms(name: AblationName, arms: Sequence[Arm], reference: int = -1)
         "title": base.report.title,
         "expected": base.report.expected,
         "method": base.report.method,
-        "reference": base.name,
+        "reference": "from scratch, as much data" if name == "data-size" else base.name,
         "fingerprints": base.report.fingerprints,
         "commit": base.report.commit,
         "rows": rows,
     }
+
+
+def _reference(name: AblationName, index: int, count: int) -> int:
+    """Return the index of the setting that another one is compared with."""
+    if name == "data-size":
+        return index | 1  # pairs: pre-aligned, then from scratch on the same data
+    return 0 if name in ("projection", "blind", "tasks") else count - 1
 
 
 def _folder(label: str) -> str:

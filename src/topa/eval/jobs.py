@@ -20,7 +20,7 @@ from topa.eval.run import Evaluation, Report, check_frames, tideo_features
 from topa.eval.sources import FeatureFiles, Nothing, Source, TextFeatures, VideoFolder
 from topa.runs import append_jsonl, read_jsonl
 from topa.tideo.schema import Tideo
-from topa.tideo.textvid import load_textvid, load_tideos
+from topa.tideo.textvid import BUNDLED, load_textvid, load_tideos
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Job:
     """What to evaluate, on what, and how; made of names and paths, so that processes can share it.
 
     Attributes:
-        name: Of a benchmark, or a file of questions or Tideos.
+        name: Of a benchmark, of a bundled set of Tideos, or a file of questions or Tideos.
         data: Folder of the benchmark's files.
         split: Of the benchmark; its default if None.
         subtitles: Read subtitles along, where the benchmark has them.
@@ -151,6 +151,9 @@ def _read_benchmark(job: Job, benchmark: Benchmark) -> Task:
 
 
 def _read_own(job: Job) -> Task:
+    if job.name in BUNDLED:
+        tideos = load_tideos(job.name)
+        return Task(f"{job.name}, Tideos to train on", from_tideos(tideos), tideos=tideos)
     path = Path(job.name)
     known = f"Benchmarks are {', '.join(BENCHMARKS)}; files end in .jsonl or .csv."
     if not path.is_file():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,11 +21,8 @@ from topa.train.finetune import finetune
 
 SHARES = (1, 10, 100)  # percent of the videos, as in the paper
 
-# With and without multi-choice questions; captions and open answers are in both.
-TASKS = {
-    "with multiple choice": "{choice: 0.5, caption: 0.25, open: 0.25}",
-    "without": "{caption: 0.5, open: 0.5}",
-}
+# Tasks that show all options of a question, as letters (paper) or as texts that compete.
+MULTIPLE_CHOICE = ("choice", "contrast")
 
 
 def run_task_arms(
@@ -39,6 +37,9 @@ def run_task_arms(
 ) -> list[Arm]:
     """Pre-align with and without multi-choice questions, and evaluate both.
 
+    "With" draws the tasks of the settings (the paper's by default), "without" those of them that
+    are not multiple choice, at the same weights among themselves.
+
     Args:
         job: What to evaluate (its checkpoint is not used).
         task: What the job asks.
@@ -49,13 +50,13 @@ def run_task_arms(
         progress: Called as the evaluations go on.
 
     Raises:
-        ConfigError: Settings that cannot be used.
+        ConfigError: Settings that cannot be used, or without any task to leave out or to keep.
     """
     check_task("tasks", job, task)
     arms = []
-    for label, tasks in TASKS.items():
+    for label, tasks in _task_arms(load_config(AlignConfig, config, settings)).items():
         folder = out / label.replace(" ", "-")
-        changes = [*settings, f"data.tasks={tasks}", f"out={folder / 'run'}"]
+        changes = [*settings, f"data.tasks={json.dumps(tasks)}", f"out={folder / 'run'}"]
         say(f"tasks: pre-aligning {label}")
         done = align(load_config(AlignConfig, config, changes), say=say)
         say(f"tasks: evaluating {label}")
@@ -65,6 +66,23 @@ def run_task_arms(
         report = evaluate_arm(topa, replace(job, method=method), task, folder / "answers", progress)
         arms.append(Arm(label, report))
     return arms
+
+
+def _task_arms(config: AlignConfig) -> dict[str, dict[str, float]]:
+    """Return the weights of the tasks of both arms.
+
+    Raises:
+        ConfigError: There is no multiple choice to leave out, or nothing else to keep.
+    """
+    drawn = {name: weight for name, weight in config.data.tasks.items() if weight > 0}
+    others = {name: weight for name, weight in drawn.items() if name not in MULTIPLE_CHOICE}
+    if not others or len(others) == len(drawn):
+        raise ConfigError(
+            f"multiple choice cannot be left out of {', '.join(drawn)}",
+            where="data.tasks",
+            mend=f"Name one of {' and '.join(MULTIPLE_CHOICE)}, and another task.",
+        )
+    return {"with multiple choice": drawn, "without": others}
 
 
 def run_data_arms(
@@ -93,8 +111,8 @@ def run_data_arms(
         progress: Called as the evaluations go on.
 
     Raises:
-        ConfigError: A question to be evaluated is among those to train on, or settings that
-            cannot be used.
+        ConfigError: A video to be evaluated is among those to train on, the checkpoint was
+            pre-aligned on these Tideos already, or settings that cannot be used.
     """
     check_task("data-size", job, task)
     questions = [item for item in training.items if isinstance(item, VideoQuestion)]
@@ -103,10 +121,16 @@ def run_data_arms(
         raise ConfigError(
             f"{len(shared)} videos are both trained on and evaluated, such as {min(shared)}",
             where="data-size",
-            mend="Name another split to train on.",
+            mend="Name other questions to train on: --train, or --train-split.",
         )
     opened = open_job(training_job, training)
     assert isinstance(opened.evaluation, Evaluation)
+    if training_job.name in opened.evaluation.topa.model.config.tideos:
+        raise ConfigError(
+            f"{job.checkpoint} was pre-aligned on these Tideos, which is no start without them",
+            where=f"data-size, {training_job.name}",
+            mend="Name a checkpoint that was not, or other questions with --train.",
+        )
     load = opened.evaluation.source.load
     arms = []
     for share in shares or SHARES:
