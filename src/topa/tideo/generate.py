@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -290,15 +291,13 @@ def _stop_on_signals(stop: Callable[[], None]) -> Iterator[list[Any]]:
             for target in targets:
                 target.cancel()
 
-    wanted = (signal.SIGINT, signal.SIGTERM)
-    installed = []
-    for number in wanted:
-        # Only the main thread can; a run within a worker is stopped by its owner.
-        with contextlib.suppress(ValueError, RuntimeError, NotImplementedError):
-            loop.add_signal_handler(number, handle)
-            installed.append(number)
+    # Only the main thread hears signals; a run within a worker is stopped by its owner.
+    main = threading.current_thread() is threading.main_thread()
+    heard = (signal.SIGINT, signal.SIGTERM) if main else ()
+    for number in heard:
+        loop.add_signal_handler(number, handle)
     try:
         yield targets
     finally:
-        for number in installed:
+        for number in heard:
             loop.remove_signal_handler(number)
