@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from topa.features import extraction
-from topa.features.extraction import decode_videos
+from topa.features.extraction import DecodingPool
 from topa.features.sources import Failure, Sampling, Source, find_sources
 
 
@@ -31,7 +31,8 @@ def test_a_crash_or_a_hang_costs_one_video(monkeypatch):
     names = ["a", "crash", "b", "hang", "memory", "c"]
     sources = [Source(name, Path(name)) for name in names]
     # The process is given 1.2 times the limit and ten seconds more.
-    found = list(decode_videos(sources, Sampling(time_limit=1.0), 2))
+    with DecodingPool(Sampling(time_limit=1.0), 2) as pool:
+        found = list(pool.decode(sources))
     failures = {item.id: item.reason for item in found if isinstance(item, Failure)}
     assert sorted(item for item in found if isinstance(item, str)) == ["a", "b", "c"]
     assert set(failures) == {"crash", "hang", "memory"}
@@ -52,7 +53,8 @@ def test_flipped_bits_and_cut_ends_never_end_the_job(video, tmp_path):
             del damaged[draw.randrange(1, len(damaged)) :]
         (tmp_path / f"{number:02}.mp4").write_bytes(damaged)
     sources = find_sources([tmp_path])
-    found = list(decode_videos(sources, Sampling(time_limit=20.0), 2))
+    with DecodingPool(Sampling(time_limit=20.0), 2) as pool:
+        found = list(pool.decode(sources))
     assert {item.id for item in found} == {source.id for source in sources}
     failures = [item for item in found if isinstance(item, Failure)]
     assert 0 < len(failures) < 60

@@ -86,7 +86,13 @@ def encode_videos(
             from topa.scale.extraction import extract_with_ray
 
             result = extract_with_ray(
-                sources, encoder, writer, sampling, device=device, progress=progress
+                sources,
+                encoder,
+                writer,
+                sampling,
+                device=device,
+                decoders=workers,
+                progress=progress,
             )
         else:
             result = extract_videos(

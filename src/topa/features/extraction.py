@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, TimeoutError, wait
 from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Self
 
 from pebble import ProcessExpired, ProcessPool
 
@@ -31,7 +32,14 @@ from topa.features.writer import StoreWriter
 from topa.runs import sha256_of, write_text
 from topa.tideo.schema import Tideo
 
-__all__ = ["Extraction", "extract_tideos", "extract_videos", "pending_sources", "write_errors"]
+__all__ = [
+    "DecodingPool",
+    "Extraction",
+    "extract_tideos",
+    "extract_videos",
+    "pending_sources",
+    "write_errors",
+]
 
 _BATCH_FRAMES = 64
 _BATCH_BYTES = 256 << 20
@@ -103,16 +111,17 @@ def extract_videos(
             report()
 
     report()
-    for found in decode_videos(todo, sampling, workers or os.cpu_count() or 1):
-        if isinstance(found, Failure):
-            result.failures.append(found)
-            report()
-            continue
-        batch.append(found)
-        images = [image for video in batch for image in video.images]
-        size = sum(image.width * image.height * 3 for image in images)
-        if len(images) >= _BATCH_FRAMES or size >= _BATCH_BYTES:
-            encode()
+    with DecodingPool(sampling, workers or os.cpu_count() or 1) as pool:
+        for found in pool.decode(todo):
+            if isinstance(found, Failure):
+                result.failures.append(found)
+                report()
+                continue
+            batch.append(found)
+            images = [image for video in batch for image in video.images]
+            size = sum(image.width * image.height * 3 for image in images)
+            if len(images) >= _BATCH_FRAMES or size >= _BATCH_BYTES:
+                encode()
     encode()
     writer.flush()
     result.seconds = time.monotonic() - begun
@@ -134,29 +143,44 @@ def pending_sources(
     return todo, changed
 
 
-def decode_videos(
-    sources: Sequence[Source], sampling: Sampling, workers: int
-) -> Iterator[DecodedVideo | Failure]:
-    """Yield videos, or why they cannot be read, as processes get done with them."""
-    # A fresh interpreter: a fork would copy the threads' locks of libraries in any state.
-    pool = ProcessPool(workers, context=get_context("spawn"), initializer=limit_process)
-    # The reader keeps to the limit by itself, unless it hangs inside FFmpeg.
-    patience = sampling.time_limit * 1.2 + 10
-    waiting: dict[Future[DecodedVideo], Source] = {}
-    queue = iter(sources)
-    try:
+class DecodingPool:
+    """Processes that read videos; one that dies or hangs costs the video it was at.
+
+    Args:
+        sampling: Which frames, and what reading a video may cost.
+        workers: Number of processes.
+    """
+
+    def __init__(self, sampling: Sampling, workers: int):
+        self._sampling, self._workers = sampling, workers
+        # A fresh interpreter: a fork would copy the threads' locks of libraries in any state.
+        self._pool = ProcessPool(workers, context=get_context("spawn"), initializer=limit_process)
+        # The reader keeps to the limit by itself, unless it hangs inside FFmpeg.
+        self._patience = sampling.time_limit * 1.2 + 10
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.stop()
+        self._pool.join()
+
+    def decode(self, sources: Iterable[Source]) -> Iterator[DecodedVideo | Failure]:
+        """Yield videos, or why they cannot be read, as processes get done with them.
+
+        At most two videos more than there are processes are read and not yet yielded.
+        """
+        waiting: dict[Future[DecodedVideo], Source] = {}
+        queue = iter(sources)
         while True:
-            while len(waiting) < workers + 2 and (source := next(queue, None)) is not None:
-                task = pool.schedule(decode_source, (source, sampling), timeout=patience)
+            while len(waiting) < self._workers + 2 and (source := next(queue, None)) is not None:
+                arguments = (source, self._sampling)
+                task = self._pool.schedule(decode_source, arguments, timeout=self._patience)
                 waiting[task] = source
             if not waiting:
-                break
+                return
             for future in wait(waiting, return_when=FIRST_COMPLETED).done:
                 yield _result_of(future, waiting.pop(future))
-        pool.close()
-    finally:
-        pool.stop()
-        pool.join()
 
 
 def _result_of(future: Future[DecodedVideo], source: Source) -> DecodedVideo | Failure:

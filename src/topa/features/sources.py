@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import resource
 import signal
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -175,9 +178,20 @@ def failure_of(source: Source, error: VideoError) -> Failure:
 
 
 def limit_process() -> None:
-    """Bound what a decoding process may take, and leave Ctrl-C to the one that started it."""
+    """Bound what a decoding process may take, and let it end with the one that started it.
+
+    Ctrl-C is left to that one; a kill -9 of it ends this process even within FFmpeg.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def stamp_of(path: Path) -> tuple[int, int]:
