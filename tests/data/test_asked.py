@@ -52,9 +52,9 @@ def test_frames_are_sampled_as_everywhere(tokenizer):
 
 def test_subtitles_come_before_the_question(tokenizer):
     dataset = make(tokenizer, "open", subtitles="Hello there.")
-    assert question_text(dataset.questions[0]) == "Dialogue: Hello there.\nwhat is it"
+    assert question_text(dataset.questions[0]) == "Dialogue: Hello there.\nQuestion: what is it"
     asked = tokenizer.decode(dataset[0].prompt.segments[1].ids)
-    assert "Question: Dialogue: Hello there.\nwhat is it?" in asked
+    assert "\nDialogue: Hello there.\nQuestion: What is it?\nAnswer:" in asked
 
 
 def test_a_question_without_an_answer_is_refused(tokenizer):

@@ -18,10 +18,10 @@ QUESTION_TASKS = ("choice", "contrast", "open")
 
 
 def question_text(question: VideoQuestion) -> str:
-    """Return what stands after "Question:" in a prompt; subtitles come first."""
+    """Return what a prompt asks: the question, subtitles in a line of their own above it."""
     if question.subtitles is None:
         return question.question
-    return f"Dialogue: {question.subtitles}\n{question.question}"
+    return f"Dialogue: {question.subtitles}\nQuestion: {question.question}"
 
 
 class QuestionDataset(DrawnDataset):

@@ -78,6 +78,12 @@ def clean_question(question: str) -> str:
     return question if question.endswith("?") else question.rstrip(".!: ") + "?"
 
 
+def ask_line(question: str) -> str:
+    """Return the line `Question: ...`; what stands above such a line already, a dialogue, stays."""
+    above, mark, words = question.rpartition("\nQuestion: ")
+    return f"{above}{mark or 'Question: '}{clean_question(words)}"
+
+
 def list_options(options: Sequence[str]) -> str:
     """Return the options as lines `(A) ...`.
 
@@ -172,7 +178,7 @@ class PromptBuilder:
     def add_question(self, prompt: Prompt, question: str, *, answer_prefix: str = "") -> int:
         """Append the part of the open prompt between the video and the answer."""
         prefix = f" {answer_prefix.strip()}" if answer_prefix.strip() else ""
-        text = f"\nQuestion: {clean_question(question)}\nAnswer:{prefix}"
+        text = f"\n{ask_line(question)}\nAnswer:{prefix}"
         return self.add(prompt, text, 0)
 
     def add_options(
@@ -191,10 +197,7 @@ class PromptBuilder:
         """
         prompt = self.root(CHOICE_INSTRUCTION)
         listed = list_options(options)
-        text = (
-            f"\nQuestion: {clean_question(question)}\nChoices: \n{listed}"
-            "\nAnswer: The correct choice is"
-        )
+        text = f"\n{ask_line(question)}\nChoices: \n{listed}\nAnswer: The correct choice is"
         parent = self.add(prompt, text, 0)
         letters = [f"({letter})" for letter in LETTERS[: len(options)]]
         if answer >= 0:

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from topa.data.templates import DESCRIBE_PREFIX, DESCRIBE_QUESTION, clean_question
+from topa.data.asked import question_text
+from topa.data.questions import VideoQuestion
+from topa.data.templates import DESCRIBE_PREFIX, DESCRIBE_QUESTION, ask_line
 from topa.eval.caption_metrics import score_captions
 
 
@@ -21,8 +23,7 @@ def to_visual(doc: dict[str, Any]) -> list[Any]:
 
 def to_question(doc: dict[str, Any], lmms_eval_specific_kwargs: Any = None) -> str:
     """Return the open prompt after the video, with the dialogue if the document has it."""
-    spoken = f"Dialogue: {doc['subtitles']}\n" if doc.get("subtitles") else ""
-    return f"Question: {clean_question(spoken + doc['question'])}\nAnswer:"
+    return f"{ask_line(question_text(VideoQuestion.model_validate(doc)))}\nAnswer:"
 
 
 def to_options(doc: dict[str, Any]) -> list[str]:
