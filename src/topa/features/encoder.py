@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from PIL import Image
@@ -54,21 +54,59 @@ class Encoder(Protocol):
         ...
 
 
-def load_encoder(name: str = EMBEDDED, *, device: str = "cpu") -> Encoder:
-    """Return an encoder: "embedded", or a CLIP-like model by hub id or local folder.
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+_TRUNCATE = "+truncate"
+_OPEN_CLIP = "open_clip:"
+
+
+def mixed_precision(precision: Precision, device: str) -> torch.autocast:
+    """Return the context in which a network's large operations run in a smaller type.
 
     Args:
-        name: "embedded" for ConSE out of installed packages, else what
+        precision: The type; `auto` is bfloat16 on a GPU and float32 elsewhere.
+        device: Where the network runs.
+    """
+    kind = torch.device(device).type
+    if precision == "auto":
+        precision = "bfloat16" if kind == "cuda" else "float32"
+    if precision == "float32":
+        return torch.autocast(kind, enabled=False)
+    return torch.autocast(kind, dtype=getattr(torch, precision))
+
+
+def load_encoder(
+    name: str = EMBEDDED, *, device: str = "cpu", precision: Precision = "auto"
+) -> Encoder:
+    """Return an encoder by name.
+
+    Args:
+        name: "embedded" for ConSE out of installed packages; `open_clip:MODEL/PRETRAINED` or
+            `open_clip:hf-hub:OWNER/NAME` for a model of open_clip; else what
             `transformers.AutoModel.from_pretrained` takes, e.g. "openai/clip-vit-large-patch14".
+            Texts longer than an encoder's context are split and averaged; with `+truncate` after
+            the name they are cut off, as in the paper. The two have different fingerprints.
         device: Where the networks run; features always come back on the CPU.
+        precision: Type that the large operations run in. It is not part of the fingerprint:
+            features of all types have a cosine above 0.999. `auto` is bfloat16 on a GPU and
+            float32 elsewhere, and always float32 for the embedded encoder.
 
     Raises:
         WeightsError: A package or a model is missing, or is not a dual text-image encoder.
+        ConfigError: open_clip is needed and not installed.
     """
+    long_text: Literal["split", "truncate"] = "split"
+    if name.endswith(_TRUNCATE):
+        name, long_text = name.removesuffix(_TRUNCATE), "truncate"
     if name == EMBEDDED:
         from topa.features.conse import ConseEncoder
 
-        return ConseEncoder(device=device)
+        exact: Precision = "float32" if precision == "auto" else precision
+        return ConseEncoder(device=device, precision=exact, long_text=long_text)
+    if name.startswith(_OPEN_CLIP):
+        from topa.features.openclip import OpenClipEncoder
+
+        name = name.removeprefix(_OPEN_CLIP)
+        return OpenClipEncoder(name, device=device, precision=precision, long_text=long_text)
     from topa.features.clip import ClipEncoder
 
-    return ClipEncoder(name, device=device)
+    return ClipEncoder(name, device=device, precision=precision, long_text=long_text)
