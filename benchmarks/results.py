@@ -4,23 +4,23 @@
 
 CLIPS is a folder with videos and qa.jsonl (qid, video, question, options, answer, captions), NEXTQA
 one with val.csv of NExT-QA. Every part is kept in --out and gone on with after a stop; nothing is
-measured twice for one checkpoint. Parts whose data is not named are left out of the page.
+measured twice for one checkpoint. --only measures one part; the page shows all that are kept. Parts
+whose data is not named are not measured, nor are the ablations that train without --train-steps.
 """
 
 from __future__ import annotations
 
 import argparse
 import shlex
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import date
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from topa.answer import Topa
-from topa.eval.ablation import run_evaluation_arms, summarise_arms
+from topa.eval.ablation import Arm, run_evaluation_arms, summarise_arms
 from topa.eval.captions import CaptionReport
 from topa.eval.charts import draw_ablation, tabulate_ablation, write_ablation
 from topa.eval.jobs import Job, read_task, run_job
@@ -29,11 +29,11 @@ from topa.eval.pages import write_pages
 from topa.eval.provenance import commit_of_code, fingerprint_of_trainables
 from topa.eval.results import Report
 from topa.eval.trained_ablation import run_data_arms, run_task_arms
-from topa.runs import environment, write_text
+from topa.runs import environment, read_json, write_json, write_text
 
 console = Console(stderr=True)
 PARTS = (
-    *("heldout", "clips", "captions", "nextqa", "heldout-scoring", "heldout-frames"),
+    *("heldout", "clips", "captions", "nextqa-blind", "heldout-scoring", "heldout-frames"),
     *("clips-scoring", "clips-frames", "clips-projection", "clips-memory-size"),
     *("tasks", "data-size"),
 )
@@ -71,25 +71,35 @@ class Part:
         title: Its heading.
         command: What gives the same figures.
         text: Its Markdown.
+        commit: Of the code that computed it from the predictions.
+        date: When.
     """
 
     title: str
     command: str
     text: str
+    commit: str | None
+    date: str
 
 
-def evaluate_part(title: str, command: str, job: Job, out: Path) -> Part:
-    """Evaluate, write the run's pages, and return the figures as a part."""
+def keep_part(folder: Path, title: str, command: str, text: str) -> None:
+    """Keep a part with its predictions."""
+    part = Part(title, command, text, commit_of_code(), date.today().isoformat())
+    write_json(folder / "part.json", asdict(part))
+
+
+def measure_questions(title: str, command: str, job: Job, out: Path) -> None:
+    """Evaluate, write the run's pages, and keep the figures as a part."""
     console.print(title)
     task = read_task(job)
     report = run_job(job, task, out=out)
     assert report is not None
     write_pages(report, out, task.items, job.videos)
-    return Part(
-        title,
-        command,
-        _caption_text(report) if isinstance(report, CaptionReport) else _accuracy_text(report),
-    )
+    if isinstance(report, CaptionReport):
+        text = _caption_text(report)
+    else:
+        text = _accuracy_text(report)
+    keep_part(out, title, command, text)
 
 
 def _accuracy_text(report: Report) -> str:
@@ -129,114 +139,106 @@ def _share(value: float | None, error: float | None) -> str:
     return text if error is None else f"{text} ± {100 * error:.1f}"
 
 
-def ablation_part(name: Any, command: str, job: Job, out: Path, plots: Path) -> Part:
-    """Run an ablation that needs no training, write its table and plot, return it as a part."""
+def measure_ablation(name: AblationName, command: str, job: Job, out: Path, plots: Path) -> None:
+    """Run an ablation that needs no training, and keep its table and plot as a part."""
     arms = run_evaluation_arms(name, job, read_task(job), out=out, say=console.print)
-    return _ablation_text(name, command, arms, out, plots)
+    _keep_ablation(name, command, arms, out, plots)
 
 
-def _ablation_text(name: Any, command: str, arms: Any, out: Path, plots: Path) -> Part:
+def _keep_ablation(
+    name: AblationName, command: str, arms: Sequence[Arm], out: Path, plots: Path
+) -> None:
     summary = summarise_arms(name, arms)
     write_ablation(summary, out)
     plot = plots / f"{out.name}.png"
     draw_ablation(summary, plot)
     text = f"{tabulate_ablation(summary)}\n![{summary['question']}]({plots.name}/{plot.name})"
-    return Part(f"Ablation: {name}, {summary['title']}", command, text)
+    keep_part(out, f"Ablation: {name}, {summary['title']}", command, text)
 
 
-def measure(settings: argparse.Namespace, out: Path) -> Iterator[Part]:
-    """Yield every part of the page that is wanted."""
+def measure(settings: argparse.Namespace, out: Path) -> None:
+    """Measure every part that is wanted and whose data is named."""
     checkpoint, limit, plots = settings.checkpoint, settings.limit, settings.page.parent / "plots"
     plots.mkdir(parents=True, exist_ok=True)
     only = set(settings.only or PARTS)
     heldout = Job("heldout", checkpoint=checkpoint, limit=limit)
     if "heldout" in only:
         title = "Held-out Tideos (text features)"
-        yield evaluate_part(title, "topa evaluate heldout", heldout, out / "heldout")
+        measure_questions(title, "topa evaluate heldout", heldout, out / "heldout")
     if settings.clips is not None:
-        yield from _measure_clips(settings, only, out, plots)
-    if settings.nextqa is not None and "nextqa" in only:
+        _measure_clips(settings, only, out, plots)
+    if settings.nextqa is not None and "nextqa-blind" in only:
         job = replace(heldout, name="nextqa", data=settings.nextqa, blind=True, context=False)
         command = "topa evaluate nextqa --data NEXTQA --blind"
-        yield evaluate_part("NExT-QA validation, blind", command, job, out / "nextqa-blind")
-    for name in ("scoring", "frames"):
-        if f"heldout-{name}" in only:
-            yield ablation_part(
-                name, f"topa ablate {name}", heldout, out / f"heldout-{name}", plots
-            )
+        measure_questions("NExT-QA validation, blind", command, job, out / "nextqa-blind")
+    kinds: tuple[AblationName, ...] = ("scoring", "frames")
+    for kind in kinds:
+        if (name := f"heldout-{kind}") in only:
+            measure_ablation(kind, f"topa ablate {kind}", heldout, out / name, plots)
     if settings.train_steps is not None:
         job = replace(heldout, limit=settings.train_limit or limit)
-        yield from _measure_training(settings, only, job, out, plots)
+        if "tasks" in only:
+            _measure_tasks(settings, job, out / "tasks", plots)
+        if "data-size" in only:
+            _measure_data_size(settings, job, out, plots)
 
 
-def _measure_training(
-    settings: argparse.Namespace, only: set[str], job: Job, out: Path, plots: Path
-) -> Iterator[Part]:
-    """Yield the ablations that train; the second fine-tunes what the first pre-aligned."""
-    task, steps = read_task(job), [f"train.max_steps={settings.train_steps}", *TRAINING]
-    limit = "" if job.limit is None else f" --limit {job.limit}"
-    folder = out / f"tasks-{settings.train_steps}"
-    if "tasks" in only:
-        arms = run_task_arms(
-            job,
-            task,
-            config=settings.config,
-            settings=[*steps, *ALIGNING],
-            out=folder,
-            say=console.print,
-        )
-        command = f"topa ablate tasks --config {settings.config}{limit} --out runs/tasks"
-        yield _ablation_text("tasks", command + _told([*steps, *ALIGNING]), arms, folder, plots)
-    if "data-size" in only:
-        start = replace(job, checkpoint=str(folder / "with-multiple-choice" / "run" / "final"))
-        training = replace(start, name="everyday", limit=None)
-        folder = out / f"data-size-{settings.train_steps}"
-        arms = run_data_arms(
-            start,
-            task,
-            read_task(training),
-            training,
-            settings=steps,
-            out=folder,
-            say=console.print,
-        )
-        command = (
-            f"topa ablate data-size heldout --train everyday{limit}"
-            " --checkpoint runs/tasks/with-multiple-choice/run/final"
-        )
-        yield _ablation_text("data-size", command + _told(steps), arms, folder, plots)
-
-
-def _told(settings: list[str]) -> str:
-    """Return settings as a command line has them."""
-    return "".join(f" --set {shlex.quote(setting)}" for setting in settings)
-
-
-def _measure_clips(
-    settings: argparse.Namespace, only: set[str], out: Path, plots: Path
-) -> Iterator[Part]:
-    """Yield the parts on real videos."""
-    name = str(settings.clips / "qa.jsonl")
-    clips = Job(name, videos=settings.clips, checkpoint=settings.checkpoint)
+def _measure_clips(settings: argparse.Namespace, only: set[str], out: Path, plots: Path) -> None:
+    """Measure the parts on real videos."""
+    clips = Job(
+        str(settings.clips / "qa.jsonl"), videos=settings.clips, checkpoint=settings.checkpoint
+    )
     command = "topa evaluate CLIPS/qa.jsonl --videos CLIPS"
     if "clips" in only:
-        yield evaluate_part("Ten real clips, zero-shot", command, clips, out / "clips")
+        measure_questions("Ten real clips, zero-shot", command, clips, out / "clips")
     if "captions" in only:
         title = "Descriptions of the real clips"
         job = replace(clips, captions=True)
-        yield evaluate_part(title, f"{command} --captions", job, out / "captions")
+        measure_questions(title, f"{command} --captions", job, out / "captions")
     kinds: tuple[AblationName, ...] = ("scoring", "frames", "projection", "memory-size")
     for kind in kinds:
-        if f"clips-{kind}" in only:
-            ablation = f"topa ablate {kind} CLIPS/qa.jsonl --videos CLIPS"
-            yield ablation_part(kind, ablation, clips, out / f"clips-{kind}", plots)
+        if (name := f"clips-{kind}") in only:
+            command = f"topa ablate {kind} CLIPS/qa.jsonl --videos CLIPS"
+            measure_ablation(kind, command, clips, out / name, plots)
 
 
-def _chosen(settings: argparse.Namespace) -> str:
-    """Return the options that chose the parts of the page; folders by their names in its help."""
-    named = (("CLIPS", settings.clips), ("NEXTQA", settings.nextqa))
-    folders = [f" --{name.lower()} {name}" for name, folder in named if folder is not None]
-    return "".join([*folders, *(f" --only {part}" for part in settings.only or ())])
+def _measure_tasks(settings: argparse.Namespace, job: Job, out: Path, plots: Path) -> None:
+    """Pre-align with and without multiple choice, for the same number of steps."""
+    changes = [f"train.max_steps={settings.train_steps}", *TRAINING, *ALIGNING]
+    task = read_task(job)
+    arms = run_task_arms(
+        job, task, config=settings.config, settings=changes, out=out, say=console.print
+    )
+    command = f"topa ablate tasks --config {settings.config} --out runs/tasks"
+    _keep_ablation("tasks", command + _told(job, changes), arms, out, plots)
+
+
+def _measure_data_size(settings: argparse.Namespace, job: Job, out: Path, plots: Path) -> None:
+    """Fine-tune what the tasks ablation pre-aligned, and its shape, on plain Tideos."""
+    changes = [f"train.max_steps={settings.train_steps}", *TRAINING]
+    start = out / "tasks" / "with-multiple-choice" / "run" / "final"
+    job = replace(job, checkpoint=str(start))
+    training = replace(job, name="everyday", limit=None)
+    arms = run_data_arms(
+        job,
+        read_task(job),
+        read_task(training),
+        training,
+        settings=changes,
+        out=out / "data-size",
+        say=console.print,
+    )
+    command = (
+        "topa ablate data-size --train everyday"
+        " --checkpoint runs/tasks/with-multiple-choice/run/final"
+    )
+    _keep_ablation("data-size", command + _told(job, changes), arms, out / "data-size", plots)
+
+
+def _told(job: Job, changes: Sequence[str]) -> str:
+    """Return a limit and settings as a command line has them."""
+    limit = "" if job.limit is None else f" --limit {job.limit}"
+    return limit + "".join(f" --set {shlex.quote(change)}" for change in changes)
 
 
 def main() -> None:
@@ -259,14 +261,17 @@ def main() -> None:
     del topa
     # A folder for each checkpoint: figures of another one are never taken for its own.
     out = settings.out / (mark if settings.limit is None else f"{mark}-{settings.limit}")
-    parts = list(measure(settings, out))
+    measure(settings, out)
+    parts = [
+        Part(**read_json(path)) for name in PARTS if (path := out / name / "part.json").is_file()
+    ]
     machine = environment()
     head = [
         "# Results\n",
-        f"Written by `python benchmarks/results.py{_chosen(settings)}` on {date.today()}:"
-        " do not edit by hand, run it again.",
+        "Written by `python benchmarks/results.py` from the predictions that it keeps: do not edit"
+        " by hand, run it again.",
         f"LLM {config.llm}, encoder {config.encoder}, memory of"
-        f" {len(memory) if memory else 0:,} rows; `{mark}`, commit `{commit_of_code()}`,"
+        f" {len(memory) if memory else 0:,} rows; `{mark}`,"
         f" {machine['gpu'] or str(machine['cpu_count']) + ' CPU cores'} shared with other work:"
         " speeds are what they were then, no more.",
         "\n± is one standard error, clustered by video. A question that could not be answered is"
@@ -274,7 +279,10 @@ def main() -> None:
     ]
     if settings.limit is not None:
         head.append(f"**A trial on the first {settings.limit} questions of each set.**\n")
-    body = [f"## {part.title}\n\n`{part.command}`\n\n{part.text}\n" for part in parts]
+    body = [
+        f"## {part.title}\n\n`{part.command}`\n\n{part.text}\n\n({part.date}, `{part.commit}`)\n"
+        for part in parts
+    ]
     write_text(settings.page, "\n".join([*head, *body, PAPER]))
     console.print(f"Written: {settings.page}")
 
