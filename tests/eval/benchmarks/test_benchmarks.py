@@ -14,7 +14,7 @@ from topa.errors import ConfigError, DataError
 from topa.eval.benchmarks import BENCHMARKS, VideoCaption, find_benchmark, name_count, read_own
 from topa.eval.benchmarks.check import check_folder
 from topa.eval.benchmarks.mvbench import TASKS
-from topa.eval.benchmarks.tvqa import subtitles_between
+from topa.eval.benchmarks.tvqa import read_subtitles, subtitles_between
 
 SHARED = Path(__file__).parents[3].parent / "shared"
 
@@ -211,7 +211,23 @@ def test_tvqa_with_and_without_subtitles(tmp_path):
 def test_subtitles_are_those_on_screen_between_the_bounds(tmp_path, start, end, text):
     path = tmp_path / "a.srt"
     path.write_text(SRT, encoding="utf-8")
-    assert subtitles_between(path, start, end) == text
+    assert subtitles_between(read_subtitles(path), start, end) == text
+
+
+def test_tvqa_subtitles_of_all_clips_in_one_file(tmp_path):
+    write_tvqa(tmp_path)
+    (from_srt,) = read("tvqa", tmp_path, subtitles=True)
+    spoken = [
+        {"text": "(Chandler:)Go to your room!", "start": 0.0, "end": 1.0},
+        {"text": "(Janice:)Okay.\nI have to go.", "start": 2.0, "end": 3.0},
+        {"text": "(Joey:)Bye.", "start": 6.0, "end": 7.0},
+    ]
+    path = tmp_path / "tvqa_preprocessed_subtitles.jsonl"
+    path.write_text(json.dumps({"vid_name": TVQA["vid_name"], "sub": spoken}), encoding="utf-8")
+    assert read("tvqa", tmp_path, subtitles=True) == [from_srt]
+    path.write_text(json.dumps({"vid_name": "other", "sub": []}), encoding="utf-8")
+    with pytest.raises(DataError, match="no subtitles of this clip"):
+        read("tvqa", tmp_path, subtitles=True)
 
 
 def test_tvqa_without_times_is_the_whole_clip(tmp_path):

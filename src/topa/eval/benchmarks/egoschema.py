@@ -20,7 +20,7 @@ from topa.eval.benchmarks.files import (
 )
 from topa.runs import read_json
 
-SOURCE = "https://github.com/egoschema/EgoSchema (questions.json, subset_answers.json, videos)"
+SOURCE = "https://github.com/egoschema/EgoSchema (questions, answers; its README: videos)"
 
 
 def read(root: Path, split: str, subtitles: bool = False) -> list[VideoQuestion]:
@@ -94,8 +94,8 @@ BENCHMARK = Benchmark(
     },
     read=read,
     source=SOURCE,
-    licence="annotations: Ego4D licence agreement; videos: Ego4D",
+    licence="Ego4D licence agreement, questions and videos alike (as the paper says)",
     paper="Mangalam et al., NeurIPS 2023 (arXiv 2308.09126)",
     features=("features",),
-    notes="The full set writes submission.json for the authors' server: {uid: index}.",
+    notes="The full set writes submission.json, {uid: index}, as their validate.py wants it.",
 )

@@ -55,7 +55,7 @@ BENCHMARK = Benchmark(
     },
     read=read,
     source=SOURCE,
-    licence="annotations: research use (Microsoft); videos: YouTube",
+    licence="none stated with the files; published for research by Microsoft, videos: YouTube",
     paper="Xu et al., CVPR 2016",
     metric="CIDEr, BLEU-1..4, ROUGE-L, METEOR where Java is",
 )

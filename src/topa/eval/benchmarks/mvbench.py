@@ -110,8 +110,9 @@ BENCHMARK = Benchmark(
     },
     read=read,
     source=SOURCE,
-    licence="annotations MIT; videos under the licences of their 11 sources",
+    licence="dataset MIT, behind an agreement; videos: their owners', academic research only",
     paper="Li et al., CVPR 2024 (arXiv 2311.17005)",
     metric="accuracy, and the mean over the 20 tasks",
-    notes="episodic_reasoning comes as folders of frames at 3 fps.",
+    notes="Whole videos, from which the parts are cut here, not the segments of other harnesses;"
+    " episodic_reasoning comes as folders of frames at 3 fps, fine_grained_pose from NTU RGB+D.",
 )

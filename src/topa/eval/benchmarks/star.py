@@ -9,7 +9,7 @@ from topa.errors import DataError
 from topa.eval.benchmarks.catalogue import Benchmark, Split
 from topa.eval.benchmarks.files import build, need_file, read_records, refuse_repeated, take
 
-SOURCE = "https://bobbywu.com/STAR (question-answer files; videos: Charades, 480p)"
+SOURCE = "https://bobbywu.com/STAR (questions; videos: Charades scaled to 480p, prior.allenai.org)"
 KINDS = ("Interaction", "Sequence", "Prediction", "Feasibility")
 
 
@@ -57,7 +57,7 @@ BENCHMARK = Benchmark(
     },
     read=read,
     source=SOURCE,
-    licence="annotations Apache-2.0; Charades videos: non-commercial research",
+    licence="repository Apache-2.0; videos: license.txt of Charades",
     paper="Wu et al., NeurIPS 2021 Datasets and Benchmarks (arXiv 2405.09711)",
     features=("clipvitl14.pth",),
     notes="Only the part between start and end is watched; the test answers are with a server.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -13,10 +14,21 @@ from av.error import FFmpegError
 from topa.data.questions import VideoQuestion
 from topa.errors import DataError
 from topa.eval.benchmarks.catalogue import Benchmark, Split
-from topa.eval.benchmarks.files import build, need_file, refuse_repeated, take, whole
+from topa.eval.benchmarks.files import (
+    build,
+    find_file,
+    need_file,
+    refuse_repeated,
+    take,
+    whole,
+)
 from topa.runs import read_jsonl
 
-SOURCE = "https://github.com/jayleicn/TVQA (question files, tvqa_subtitles, frames on request)"
+SOURCE = "https://github.com/jayleicn/TVQA (data/: questions and subtitles; frames on request)"
+ALL_SUBTITLES = "tvqa_preprocessed_subtitles.jsonl"
+
+Subtitles = Sequence[tuple[float, float, str]]
+"""Start and end in seconds, and what is said."""
 
 _TAG = re.compile(r"</?\w+[^>]*>")  # <i>, <font color=...>
 
@@ -24,23 +36,22 @@ _TAG = re.compile(r"</?\w+[^>]*>")  # <i>, <font color=...>
 def read(root: Path, split: str, subtitles: bool = False) -> list[VideoQuestion]:
     """Read `tvqa_<split>.jsonl`: q, a0 .. a4, answer_idx, vid_name and ts ("start-end").
 
-    With subtitles, those on screen between start and end become part of the question; a clip
-    without a subtitle file is an error, one where nobody speaks is not.
+    With subtitles, those on screen between start and end become part of the question. They come
+    as one file of all clips (tvqa_preprocessed_subtitles.jsonl) or as tvqa_subtitles/<clip>.srt;
+    a clip that they lack is an error, one where nobody speaks is not.
 
     Raises:
         DataError: A file is missing or a line of it is wrong.
     """
     path = need_file(root, f"tvqa_{split}.jsonl", "tvqa", SOURCE)
+    find_subtitles = _open_subtitles(root) if subtitles else None
     questions = []
     for number, record in read_jsonl(path):
         where = f"{path}, line {number}"
         start, end = _interval(str(record.get("ts", "nan-nan")), where)
         video = take(record, "vid_name", where)
         answer = record.get("answer_idx")
-        spoken = None
-        if subtitles:
-            file = need_file(root, f"tvqa_subtitles/{video}.srt", "tvqa", SOURCE)
-            spoken = subtitles_between(file, start, end)
+        spoken = find_subtitles and subtitles_between(find_subtitles(video), start, end)
         fields = {
             "qid": str(take(record, "qid", where)),
             "video": video,
@@ -65,8 +76,45 @@ def _interval(text: str, where: str) -> tuple[float | None, float | None]:
     return (None, None) if math.isnan(start) or math.isnan(end) else (start, end)
 
 
+def _open_subtitles(root: Path) -> Callable[[str], Subtitles]:
+    """Return what gives the subtitles of a clip."""
+    path = find_file(root, ALL_SUBTITLES, "tvqa")
+    if path is None:
+        return lambda video: read_subtitles(
+            need_file(root, f"tvqa_subtitles/{video}.srt", "tvqa", SOURCE)
+        )
+    clips = read_all_subtitles(path)
+
+    def find(video: str) -> Subtitles:
+        if video not in clips:
+            raise DataError("no subtitles of this clip", where=f"{path}, {video}")
+        return clips[video]
+
+    return find
+
+
+def read_all_subtitles(path: Path) -> dict[str, Subtitles]:
+    """Return the subtitles of every clip: lines of {vid_name, sub: [{text, start, end}]}.
+
+    Raises:
+        DataError: A line is of another form.
+    """
+    clips: dict[str, Subtitles] = {}
+    for number, record in read_jsonl(path):
+        where = f"{path}, line {number}"
+        clips[take(record, "vid_name", where)] = [
+            (
+                float(take(spoken, "start", where)),
+                float(take(spoken, "end", where)),
+                " ".join(take(spoken, "text", where).split()),
+            )
+            for spoken in take(record, "sub", where)
+        ]
+    return clips
+
+
 @lru_cache(maxsize=64)
-def read_subtitles(path: Path) -> tuple[tuple[float, float, str], ...]:
+def read_subtitles(path: Path) -> Subtitles:
     """Return (start, end, text) of every subtitle of an .srt file, read by FFmpeg.
 
     Raises:
@@ -87,10 +135,10 @@ def read_subtitles(path: Path) -> tuple[tuple[float, float, str], ...]:
         raise DataError(f"not a subtitle file ({error})", where=path) from None
 
 
-def subtitles_between(path: Path, start: float | None, end: float | None) -> str | None:
+def subtitles_between(subtitles: Subtitles, start: float | None, end: float | None) -> str | None:
     """Return what is said from start to end (seconds), None where nobody speaks."""
     low, high = start or 0.0, math.inf if end is None else end
-    spoken = [text for begin, stop, text in read_subtitles(path) if begin <= high and stop >= low]
+    spoken = [text for begin, stop, text in subtitles if begin <= high and stop >= low]
     return " ".join(filter(None, spoken)) or None
 
 
@@ -105,9 +153,10 @@ BENCHMARK = Benchmark(
     },
     read=read,
     source=SOURCE,
-    licence="annotations MIT; frames: research use on request",
+    licence="repository MIT; frames: by an agreement to be signed, not to be passed on",
     paper="Lei et al., EMNLP 2018 (arXiv 1809.01696)",
     feature_rate=3.0,
     features=("clipvitl14.pth",),
-    notes="--subtitles reads tvqa_subtitles/<vid_name>.srt; frames come as folders at 3 fps.",
+    notes="--subtitles reads tvqa_preprocessed_subtitles.jsonl, or tvqa_subtitles/<vid_name>.srt;"
+    " frames come as folders at 3 fps; the test answers are with a server.",
 )

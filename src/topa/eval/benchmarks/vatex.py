@@ -43,7 +43,7 @@ BENCHMARK = Benchmark(
     },
     read=read,
     source=SOURCE,
-    licence="annotations CC BY 4.0; videos: YouTube (some are gone: they are listed as failures)",
+    licence="see the download page; videos: YouTube, of which many are gone",
     paper="Wang et al., ICCV 2019 (arXiv 1904.03493)",
     metric="CIDEr, BLEU-1..4, ROUGE-L, METEOR where Java is",
 )
