@@ -49,6 +49,7 @@ EXTRAS: dict[str, dict[str, str]] = {
     "eval": {"matplotlib": "matplotlib", "pyarrow": "pyarrow"},
     "quantize": {"bitsandbytes": "bitsandbytes"},
     "scale": {"ray": "ray[data]"},
+    "track": {"tensorboard": "tensorboard"},
     "official": {"google.protobuf": "protobuf", "sentencepiece": "sentencepiece"},
 }
 _MIN_FREE_BYTES = 2 * 1024**3  # features, checkpoints and predictions of a small run

@@ -91,7 +91,7 @@ def test_resuming_needs_no_argument_but_a_run(tmp_path, monkeypatch):
     result = run("align", "--resume")
     assert (result.exit_code, "no run that is not finished" in result.stderr) == (2, True)
     found = {}
-    monkeypatch.setattr("topa.train.align.align", lambda config, say: found.setdefault("c", config))
+    monkeypatch.setattr("topa.train.align.align", lambda config, **_: found.setdefault("c", config))
     folder = tmp_path / "runs" / "mine"
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(

@@ -12,7 +12,7 @@ from topa.features.store import encode_tideos, sample_rows
 from topa.model.config import TopaConfig
 from topa.model.scoring import score_options
 from topa.model.topa import TopaForConditionalGeneration
-from topa.train.validation import Validation
+from topa.train.validation import Share, Validation
 
 TASKS = {"contrast": 1.0}
 
@@ -51,6 +51,36 @@ def test_the_order_of_the_tideos_does_not_matter(parts):
         tideos[::-1], reverse(features), builder, 4, TASKS, batch_size=3
     ).measure(model)
     assert first == again
+
+
+@pytest.mark.parametrize("processes", [2, 3, 7])
+@pytest.mark.parametrize("tasks", [TASKS, {"choice": 0.5, "caption": 0.5}], ids=str)
+def test_processes_that_share_it_find_what_one_finds(parts, processes, tasks):
+    """Also where some have a batch less; each makes as many passes as the others."""
+    model, builder, tideos, features = parts
+    validation = Validation.of_tideos(tideos, features, builder, 4, tasks, batch_size=2)
+    whole = validation.measure(model)
+    counts, passes = [], []
+
+    def keep(count):
+        counts.append(count)
+        return count
+
+    plain = model.target_log_probs
+    for rank in range(processes):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(
+                model,
+                "target_log_probs",
+                lambda batch, rank=rank: passes.append(rank) or plain(batch),
+            )
+            validation.measure(model, Share(rank, processes, keep))
+    assert len({passes.count(rank) for rank in range(processes)}) == 1
+    total = torch.stack(counts).sum(0)
+    shared = validation.measure(model, Share(add_up=lambda _: total))
+    assert shared == pytest.approx(whole, rel=1e-12)
+    for name in ("accuracy", "raw_accuracy", "blind_accuracy"):
+        assert shared[name] == whole[name]
 
 
 def reverse(features):

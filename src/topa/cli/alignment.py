@@ -55,9 +55,13 @@ def align(
     from topa.config import AlignConfig
 
     resolved = _resolve(AlignConfig, config, settings or [], resume)
-    from topa.train.align import align as run
+    from topa.train.align import align as run_align
 
-    _report(resolved.out, lambda: run(resolved, say=say), as_json)
+    def run() -> TrainResult:
+        with show_progress("steps") as progress:
+            return run_align(resolved, say=say, progress=progress)
+
+    _report(resolved.out, run, as_json)
 
 
 def finetune(
@@ -74,8 +78,8 @@ def finetune(
         Path | None,
         typer.Option("--features", metavar="FILE|DIR", help="Image features instead of videos."),
     ] = None,
-    root: Annotated[
-        Path | None, typer.Option("--root", metavar="DIR", help="Folder of a benchmark's files.")
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="DIR", help="Folder of a benchmark's files.")
     ] = None,
     start: Annotated[
         str | None,
@@ -94,7 +98,7 @@ def finetune(
 
     \b
     topa finetune questions.jsonl --videos clips/ train.epochs=5 out=runs/mine
-    topa finetune nextqa --root nextqa/ --videos nextqa/videos --config configs/finetune.yaml
+    topa finetune nextqa --data nextqa/ --videos nextqa/videos --config configs/finetune.yaml
     """
     from topa.config import FinetuneConfig
 
@@ -106,7 +110,7 @@ def finetune(
         "data.questions": questions,
         "data.videos": videos,
         "data.features": features,
-        "data.root": root,
+        "data.root": data,
         "start": start,
     }
     changes = [f"{name}={value}" for name, value in given.items() if value is not None] + changes
@@ -197,7 +201,7 @@ def _report(folder: str, run: Callable[[], TrainResult], as_json: bool) -> None:
     first = os.environ.get("RANK", "0") == "0"
     if first:
         say(f"Run directory: {folder}")
-    # The Trainer writes its log lines to stdout, which is for the result.
+    # stdout is for the result, whatever libraries print there.
     with contextlib.redirect_stdout(sys.stderr):
         result = run()
     if not first:

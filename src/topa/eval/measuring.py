@@ -157,7 +157,7 @@ def token_limit(topa: Topa) -> int:
     Raises:
         ConfigError: Its configuration does not say.
     """
-    limit = getattr(topa.model.language_model.config, "max_position_embeddings", None)
+    limit = getattr(topa.model.language_config, "max_position_embeddings", None)
     if not isinstance(limit, int):
         raise ConfigError("the LLM does not say how many tokens it reads", where="max_position")
     return limit

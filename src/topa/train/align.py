@@ -28,9 +28,9 @@ from topa.model.topa import TopaForConditionalGeneration
 from topa.model.words import collect_words
 from topa.tideo.schema import Tideo
 from topa.tideo.textvid import load_tideos
+from topa.train.progress import Progress, Say
 from topa.train.run import find_result, open_run
 from topa.train.session import (
-    Say,
     TrainResult,
     check_parallel,
     join_processes,
@@ -76,13 +76,18 @@ def choose_dtype(name: str) -> torch.dtype:
 
 
 def align(
-    config: AlignConfig, *, say: Say = logger.info, language: Language | None = None
+    config: AlignConfig,
+    *,
+    say: Say = logger.info,
+    progress: Progress | None = None,
+    language: Language | None = None,
 ) -> TrainResult:
     """Pre-align an LLM with Tideos as `config` says; goes on where an earlier run stopped.
 
     Args:
         config: Settings; the resolved copy is written to the run directory.
-        say: Called with a plain line before each stage.
+        say: Called with a plain line before each stage, and for each row of the log.
+        progress: Called with a stage ("steps"), what is done of it, and all.
         language: The LLM, where it is already loaded.
 
     Raises:
@@ -120,7 +125,7 @@ def align(
         say(f"The projector starts from a ridge regression (R² {explained:.2f}).")
     validation = _validation(config, kept, encoder, builder)
     dataset = _dataset(config, tideos, features, builder)
-    return train(config.train, out, model, dataset, validation, say)
+    return train(config.train, out, model, dataset, validation, say, progress)
 
 
 def build_model(

@@ -21,9 +21,9 @@ from topa.model.checkpoint import checkpoint_folder, load_trainables, read_confi
 from topa.model.language import load_language
 from topa.model.topa import TopaForConditionalGeneration
 from topa.train.align import choose_dtype
+from topa.train.progress import Progress, Say
 from topa.train.run import find_result, open_run
 from topa.train.session import (
-    Say,
     TrainResult,
     check_parallel,
     join_processes,
@@ -35,7 +35,6 @@ from topa.train.validation import Validation
 logger = logging.getLogger(__name__)
 Load = Callable[[VideoQuestion], Tensor]
 """Gives the features [n, d] of what a question is about."""
-Progress = Callable[[str, int, int], None]
 
 
 def finetune(
@@ -55,8 +54,8 @@ def finetune(
         config: Settings; the resolved copy is written to the run directory.
         questions: Questions with their answers.
         load: Gives the features of a question's video.
-        say: Called with a plain line before each stage.
-        progress: Called with a stage, videos encoded, and all.
+        say: Called with a plain line before each stage, and for each row of the log.
+        progress: Called with a stage ("videos", "steps"), what is done of it, and all.
 
     Raises:
         ConfigError: Settings that cannot be used, or no questions are left.
@@ -96,7 +95,7 @@ def finetune(
     if held:
         shown = [features[key_of(question)] for question in held]
         validation = Validation.of_questions(held, shown, builder, frames, data.tasks)
-    return train(config.train, out, model, dataset, validation, say)
+    return train(config.train, out, model, dataset, validation, say, progress)
 
 
 def start_model(config: FinetuneConfig) -> tuple[TopaForConditionalGeneration, PromptBuilder]:

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
-from transformers import PretrainedConfig
 
 from topa.model.topa import TopaForConditionalGeneration
 
@@ -28,7 +27,7 @@ class StepCost:
     """
 
     def __init__(self, model: TopaForConditionalGeneration):
-        config: PretrainedConfig = model.language_model.config
+        config = model.language_config
         decoder = model.language_model.get_decoder()
         matrices = {
             name: parameter

@@ -227,9 +227,7 @@ def plan(
     trained = sum(parameter.numel() for _, parameter in model.trainable_parameters())
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
     saved = count_saved(model, make_batch(batch_size, length, MEAN_LABELS, "meta"))
-    ways = _weigh(
-        model.language_model.config, frozen, trained, saved, batch_size * length, gpus, dtype
-    )
+    ways = _weigh(model.language_config, frozen, trained, saved, batch_size * length, gpus, dtype)
     # In the order of speed: sharding costs more than computing twice only between machines.
     fitting = [name for name, memory in ways.items() if memory.total <= gpu_memory * GB]
     chosen = fitting[0] if fitting else min(ways, key=lambda name: ways[name].total)

@@ -6,7 +6,6 @@ import importlib.util
 import logging
 import os
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from transformers import TrainingArguments
+from transformers import PrinterCallback, TrainingArguments
 
 from topa.config import TrainConfig
 from topa.data.batches import LengthBatches
@@ -26,12 +25,17 @@ from topa.model.topa import TopaForConditionalGeneration
 from topa.runs import write_json
 from topa.train.curve import draw_curve
 from topa.train.loss import compute_losses
+from topa.train.progress import Progress, ProgressLines, Say, make_reporters
 from topa.train.run import RunLog, find_resume
 from topa.train.trainer import SampleCollator, TopaTrainer
 from topa.train.validation import Validation
 
 logger = logging.getLogger(__name__)
-Say = Callable[[str], None]
+_INSTALL = {
+    "tensorboard": "pip install -e '.[track]'",
+    "wandb": "pip install wandb",
+    "deepspeed": "pip install deepspeed",
+}
 
 
 @dataclass
@@ -77,10 +81,19 @@ def check_parallel(settings: TrainConfig) -> None:
             where="train.parallel",
             mend="Start it with: torchrun --nproc-per-node N -m topa.cli ...",
         )
-    for name in (*settings.report_to, *(["deepspeed"] if settings.deepspeed else [])):
-        if importlib.util.find_spec(name) is None:
+    needed: dict[str, str] = {f"train.report_to={name}": name for name in settings.report_to}
+    if settings.deepspeed is not None:
+        needed["train.deepspeed"] = "deepspeed"
+        if not Path(settings.deepspeed).is_file():
             raise ConfigError(
-                f"{name} is not installed", where="train", mend=f"Run: pip install {name}"
+                "file not found",
+                where=f"train.deepspeed={settings.deepspeed}",
+                mend="Name a JSON file of DeepSpeed settings.",
+            )
+    for setting, package in needed.items():
+        if importlib.util.find_spec(package) is None:
+            raise ConfigError(
+                f"{package} is not installed", where=setting, mend=f"Run: {_INSTALL[package]}"
             )
 
 
@@ -91,6 +104,7 @@ def train(
     dataset: DrawnDataset,
     validation: Validation | None,
     say: Say,
+    progress: Progress | None = None,
 ) -> TrainResult:
     """Train, or go on from the newest whole checkpoint of the run directory `out`."""
     checkpoints = out / "checkpoints"
@@ -118,8 +132,13 @@ def train(
         contrast_weight=settings.contrast_weight,
         sharpness=settings.sharpness,
         recompute=settings.recompute,
-        callbacks=[log],
+        callbacks=[
+            log,
+            ProgressLines(say, progress),
+            *make_reporters(settings.report_to, out),
+        ],
     )
+    trainer.remove_callback(PrinterCallback)  # ProgressLines says the same, readably
     if resume is not None and resume[1].global_step >= steps:
         load_trainables(model, resume[0])  # only the end is missing
         trainer.state = resume[1]
@@ -187,7 +206,9 @@ def make_arguments(
         save_strategy="steps",
         save_steps=settings.save_every,
         save_total_limit=1,
-        report_to=list(settings.report_to) or "none",
+        report_to="none",  # `make_reporters` makes those of train.report_to
+        run_name=checkpoints.parent.name,
+        disable_tqdm=True,
         seed=settings.seed,
         remove_unused_columns=False,
         dataloader_num_workers=settings.workers,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from topa.train.guard import LossGuard
 from topa.train.loss import compute_losses
 from topa.train.meter import Meter, StepCost, measure_peak
 from topa.train.step import StepModel, fill_tensors, whole_tensors
-from topa.train.validation import Validation
+from topa.train.validation import Share, Validation
 
 _PROJECTOR = ("visual_proj.", "temporal_emb.")
 _LITTLE_ROOM = 1 << 26
@@ -151,9 +152,7 @@ class TopaTrainer(Trainer):
             plain = inputs["span_groups"][inputs["target_spans"]] < 0
             counts[0] += plain.sum()
             counts[1] += len(inputs["group_answers"])
-        if self.args.world_size > 1:
-            counts = self.accelerator.reduce(counts, "sum")
-        return batches, counts
+        return batches, self._add_up(counts)
 
     # Steps ----------------------------------------------------------------------------
 
@@ -204,11 +203,13 @@ class TopaTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log figures, the speed of the steps beside their loss."""
         if "loss" in logs and self.meter is not None and self.batches is not None:
-            speed = self.meter.read(
-                lambda counts: self.accelerator.reduce(counts, "sum"), self.args.world_size
-            )
+            speed = self.meter.read(self._add_up, self.args.world_size)
             logs = {**logs, **speed, "left_out": float(self.batches.left_out)}
         super().log(logs, start_time)
+
+    def _add_up(self, counts: Tensor) -> Tensor:
+        """Return the sum of a tensor over all processes."""
+        return self.accelerator.reduce(counts, "sum") if self.args.world_size > 1 else counts
 
     # Validation and checkpoints -------------------------------------------------------
 
@@ -219,21 +220,22 @@ class TopaTrainer(Trainer):
         step = self.state.global_step
         if self.measured is not None and self.measured[0] == step:
             return self.measured[1]
-        start = self.meter.pause() if self.meter is not None else None
-        if start is not None:
-            with start:
-                metrics = self._measure(step)
-        else:
+        with self._paused():
             metrics = self._measure(step)
         named = {f"eval_{name}": value for name, value in metrics.items()}
         self.measured = (step, named)
         self.log(dict(named))
         return named
 
+    def _paused(self) -> AbstractContextManager[None]:
+        """Leave the time of a block out of the speed."""
+        return self.meter.pause() if self.meter is not None else nullcontext()
+
     def _measure(self, step: int) -> dict[str, float]:
         assert self.validation is not None
+        share = Share(self.args.process_index, self.args.world_size, self._add_up)
         with self.accelerator.autocast():
-            metrics = self.validation.measure(self.step_model)
+            metrics = self.validation.measure(self.step_model, share)
         # On disk, so that a resumed run knows the best of what went before.
         record = self.best / "metrics.json"
         better = not record.is_file() or metrics["accuracy"] > read_json(record)["accuracy"]
@@ -258,11 +260,8 @@ class TopaTrainer(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         try:
-            if self.meter is None:
+            with self._paused():
                 super()._save_checkpoint(model, trial)
-            else:
-                with self.meter.pause():
-                    super()._save_checkpoint(model, trial)
         except (OSError, SafetensorError, RuntimeError) as error:
             # torch and safetensors have errors of their own for a disk that is full.
             room = shutil.disk_usage(str(self.args.output_dir)).free

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -20,6 +22,29 @@ from topa.tideo.schema import Tideo
 from topa.train.step import StepModel
 
 _PLAIN = ("choice", "caption", "open")
+Model = TopaForConditionalGeneration | StepModel
+
+
+def _keep(counts: Tensor) -> Tensor:
+    return counts
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which part of a work one of several processes does.
+
+    Attributes:
+        rank: Number of the process.
+        processes: How many there are.
+        add_up: Sums a tensor over all of them.
+    """
+
+    rank: int = 0
+    processes: int = 1
+    add_up: Callable[[Tensor], Tensor] = _keep
+
+
+ALONE = Share()
 
 
 class Validation:
@@ -49,6 +74,7 @@ class Validation:
     ):
         self.prompts, self.features, self.answers = list(prompts), list(features), list(answers)
         self.samples, self.batch_size, self.letters = dict(samples or {}), batch_size, letters
+        self.firsts = [0, *accumulate(len(prompt.options) for prompt in self.prompts)]
 
     @classmethod
     def of_tideos(
@@ -93,57 +119,89 @@ class Validation:
         answers = [item.answer for item in questions if item.answer is not None]
         return cls(prompts, shown, answers, samples, letters=letters)
 
-    def measure(self, model: TopaForConditionalGeneration | StepModel) -> dict[str, float]:
+    def measure(self, model: Model, share: Share = ALONE) -> dict[str, float]:
         """Return accuracy, raw accuracy, blind accuracy, and `nll_TASK` per label token.
 
         `accuracy` has the blind likelihood subtracted; by letter it is the raw accuracy.
+        Processes take batches in turns, the same ones as a single process would make, and each
+        as many as the others: shards of a model are gathered by all of them together.
+
+        Args:
+            model: Alone or wrapped.
+            share: Of the work that is this process's.
         """
-        seen, blind = self._scores(model, blind=False), self._scores(model, blind=True)
-        subtracted = [a - b for a, b in zip(seen, blind, strict=True)]
-        return {
-            "accuracy": self._accuracy(seen if self.letters else subtracted),
-            "raw_accuracy": self._accuracy(seen),
-            "blind_accuracy": self._accuracy(blind),
-            **{f"nll_{task}": self._nll(model, rows) for task, rows in self.samples.items()},
-        }
-
-    def _scores(
-        self, model: TopaForConditionalGeneration | StepModel, *, blind: bool
-    ) -> list[Tensor]:
-        scores = score_options(
-            model,  # type: ignore[arg-type]
-            self.prompts,
-            self.features,
-            blind=blind,
-            batch_size=self.batch_size,
-        )
-        return [question for prompt in scores for question in prompt]
-
-    @torch.inference_mode()
-    def _nll(
-        self, model: TopaForConditionalGeneration | StepModel, samples: Sequence[Sample]
-    ) -> float:
-        """Return the negative log-likelihood per label token."""
         was_training = model.training
         model.eval()
-        ordered = sorted(samples, key=lambda sample: len(sample.prompt))
-        total = torch.zeros((), device=model.device)
-        count = 0
-        for start in range(0, len(ordered), self.batch_size):
-            part = ordered[start : start + self.batch_size]
+        right = self._count_right(model, share)
+        nlls = [self._sum_nll(model, rows, share) for rows in self.samples.values()]
+        model.train(was_training)
+        sums = [*right, *(value for pair in nlls for value in pair)]
+        counts = torch.tensor(sums, dtype=torch.float64, device=model.device)
+        whole = share.add_up(counts).tolist()
+        names = ("accuracy", "raw_accuracy", "blind_accuracy")
+        figures = {name: whole[i] / len(self.answers) for i, name in enumerate(names)}
+        for i, task in enumerate(self.samples):
+            total, tokens = whole[3 + 2 * i : 5 + 2 * i]
+            figures[f"nll_{task}"] = total / max(tokens, 1)
+        return figures
+
+    def _count_right(self, model: Model, share: Share) -> list[int]:
+        """Return how many questions are answered right: as it is scored, raw, and blind."""
+        counts = [0, 0, 0]
+        for rows, counted in _deal(
+            [len(prompt) for prompt in self.prompts], self.batch_size, share
+        ):
+            prompts = [self.prompts[i] for i in rows]
+            features = [self.features[i] for i in rows]
+            seen, blind = (
+                score_options(
+                    model,  # type: ignore[arg-type]
+                    prompts,
+                    features,
+                    blind=hidden,
+                    batch_size=self.batch_size,
+                )
+                for hidden in (False, True)
+            )
+            if not counted:
+                continue
+            for i, raw, guessed in zip(rows, seen, blind, strict=True):
+                answers = self.answers[self.firsts[i] : self.firsts[i] + len(raw)]
+                for a, b, answer in zip(raw, guessed, answers, strict=True):
+                    scored = a if self.letters else a - b
+                    for place, scores in enumerate((scored, a, b)):
+                        counts[place] += int(scores.argmax()) == answer
+        return counts
+
+    @torch.inference_mode()
+    def _sum_nll(self, model: Model, samples: Sequence[Sample], share: Share) -> tuple[float, int]:
+        """Return the summed negative log-likelihood and the number of label tokens."""
+        total, tokens = 0.0, 0
+        for rows, counted in _deal([len(item.prompt) for item in samples], self.batch_size, share):
             batch = collate(
-                [sample.prompt for sample in part],
-                [sample.features for sample in part],
+                [samples[i].prompt for i in rows],
+                [samples[i].features for i in rows],
                 model.config.num_frames,
             ).to(model.device)
-            total -= model.target_log_probs(batch).sum()
-            count += len(batch.target_ids)
-        model.train(was_training)
-        return float(total) / max(count, 1)
+            log_probs = model.target_log_probs(batch)
+            if counted:
+                total -= float(log_probs.double().sum())
+                tokens += len(batch.target_ids)
+        return total, tokens
 
-    def _accuracy(self, scores: Sequence[Tensor]) -> float:
-        pairs = zip(scores, self.answers, strict=True)
-        return sum(int(torch.argmax(found)) == right for found, right in pairs) / len(scores)
+
+def _deal(
+    lengths: Sequence[int], batch_size: int, share: Share
+) -> Iterator[tuple[list[int], bool]]:
+    """Yield the batches of one process, neighbours in length, and whether they count.
+
+    A process that has none left where others still have one repeats the first.
+    """
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    for first in range(0, len(batches), share.processes):
+        own = first + share.rank
+        yield (batches[own], True) if own < len(batches) else (batches[0], False)
 
 
 def _drawn(tasks: Mapping[str, float]) -> list[str]:
