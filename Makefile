@@ -54,5 +54,5 @@ $(STAMP): pyproject.toml constraints.txt Makefile
 # Tests and lint need every extra that installs beside the pinned torch.
 $(TOOLS): $(STAMP)
 	@echo "Installing what the tests need."
-	@$(PIP) -c constraints.txt -e '.[dev,generate,serve,ui,eval,scale,track,official]'
+	@$(PIP) -c constraints.txt -e '.[dev,generate,serve,ui,eval,scale,track,torchcodec,official]'
 	@touch $@

@@ -123,3 +123,17 @@ def test_a_changed_shard_is_found(store, tmp_path):
     result = run("features", "verify", copy)
     assert result.exit_code == 1
     assert "has changed since it was written" in result.stderr
+
+
+def test_what_a_video_may_cost_is_an_option(clips, encoder, tmp_path):
+    def reason(*options: object) -> str:
+        result = run("encode", "videos", clips / "deep", "--out", tmp_path / "s", *options)
+        assert result.exit_code == 1
+        (line,) = (tmp_path / "s" / "errors.jsonl").read_text(encoding="utf-8").splitlines()
+        return json.loads(line)["reason"]
+
+    assert "larger than 100 pixels" in reason("--max-pixels", 100)
+    settings = ("--fps", 100, "--max-frames", 50)
+    (tmp_path / "s" / "store.json").unlink()
+    (tmp_path / "s" / "errors.jsonl").unlink()
+    assert "200 frames asked for, at most 50 are read" in reason(*settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import struct
@@ -18,6 +19,7 @@ from PIL import Image
 
 from topa.errors import ConfigError, VideoError
 from topa.features import _reader
+from topa.features._torchcodec import choose_decoder
 from topa.features.video import read_clip, segment_middles
 
 REALCLIPS = Path(__file__).parents[2].parent / "shared" / "realclips"
@@ -115,6 +117,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module", params=["pyav", "torchcodec"])
+def read(request: pytest.FixtureRequest):
+    """`read_clip` with either decoder."""
+    try:
+        choose_decoder(request.param)
+    except ConfigError as error:
+        pytest.skip(str(error))
+    return functools.partial(read_clip, decoder=request.param)
+
+
 @pytest.fixture
 def eager(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """Seek wherever it may pay, and record the seeks."""
@@ -131,16 +143,30 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_every_kind_of_file_gives_the_frames_at_the_middles(folder: Path, name: str) -> None:
-    clip = read_clip(folder / name)
+def test_every_kind_of_file_gives_the_frames_at_the_middles(read, folder: Path, name: str) -> None:
+    clip = read(folder / name)
     # 6 s in 10 segments of 0.6 s: middles 0.3, 0.9, ... at 10 frames per second.
     assert numbers(clip) == [3, 9, 15, 21, 27, 33, 39, 45, 51, 57]
     assert clip.times == pytest.approx([0.3 + 0.6 * j for j in range(10)])
     assert clip.duration == pytest.approx(6.0)
     assert clip.source == str(folder / name)
     assert all(image.mode == "RGB" and image.size == (64, 48) for image in clip.images)
-    assert numbers(read_clip(folder / name, num_frames=60)) == list(range(60))
-    assert numbers(read_clip(folder / name, threads=3)) == numbers(clip)
+    assert numbers(read(folder / name, num_frames=60)) == list(range(60))
+    assert numbers(read(folder / name, threads=3)) == numbers(clip)
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "fragmented.mp4", "open_gop.mp4", "a.mkv", "a.webm"])
+def test_torchcodec_reads_what_it_reads_exactly(monkeypatch, folder: Path, name: str) -> None:
+    try:
+        choose_decoder("torchcodec")
+    except ConfigError as error:
+        pytest.skip(str(error))
+    expected = read_clip(folder / name)
+    monkeypatch.setattr(_reader.Reader, "frame_at", None)  # PyAV could not give one
+    clip = read_clip(folder / name, decoder="torchcodec")
+    assert (clip.times, numbers(clip)) == (expected.times, numbers(expected))
+    for image, other in zip(clip.images, expected.images, strict=True):
+        assert np.array_equal(np.asarray(image), np.asarray(other))
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -157,12 +183,12 @@ def test_seeking_changes_nothing(folder: Path, name: str, eager: list[int]) -> N
 
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
-def test_any_interval_is_the_frame_at_or_before_each_middle(folder: Path, data) -> None:
+def test_any_interval_is_the_frame_at_or_before_each_middle(read, folder: Path, data) -> None:
     name = data.draw(st.sampled_from(["a.mp4", "a.mkv", "a.ts", "open_gop.mp4"]))
     count = data.draw(st.integers(1, 70))
     start = data.draw(st.integers(0, 598))  # hundredths of a second
     end = data.draw(st.integers(start + 1, 700))
-    clip = read_clip(folder / name, num_frames=count, start=start / 100, end=end / 100)
+    clip = read(folder / name, num_frames=count, start=start / 100, end=end / 100)
     low, high = Fraction(start, 100), min(Fraction(end, 100), Fraction(6))
     middles = [low + (high - low) * (2 * j + 1) / (2 * count) for j in range(count)]
     assert numbers(clip) == list(dict.fromkeys(int(middle * RATE) for middle in middles))
@@ -180,14 +206,14 @@ def test_middles_are_the_centres_of_equal_segments(count: int, start: Fraction, 
     assert middles == [(a + b) / 2 for a, b in itertools.pairwise(edges)]
 
 
-def test_variable_rate_shows_the_last_frame_at_or_before(tmp_path: Path) -> None:
+def test_variable_rate_shows_the_last_frame_at_or_before(read, tmp_path: Path) -> None:
     path = make_video(tmp_path / "v.mkv", 5, times=[0, 100, 3000, 3100, 3900])
-    clip = read_clip(path, num_frames=4, start=0, end=4)  # middles 0.5, 1.5, 2.5, 3.5
+    clip = read(path, num_frames=4, start=0, end=4)  # middles 0.5, 1.5, 2.5, 3.5
     assert numbers(clip) == [1, 3]
     assert clip.times == pytest.approx([0.1, 3.1])
 
 
-def test_frames_stored_out_of_order_are_sorted_by_time(tmp_path: Path) -> None:
+def test_frames_stored_out_of_order_are_sorted_by_time(read, tmp_path: Path) -> None:
     times = [0, 300, 100, 200, 600, 400, 500, 900, 700, 800]
     path = tmp_path / "o.mkv"
     with av.open(str(path), "w") as container:
@@ -202,21 +228,21 @@ def test_frames_stored_out_of_order_are_sorted_by_time(tmp_path: Path) -> None:
         stored = [frame.pts for frame in container.decode(video=0)]
     assert stored != sorted(stored)
     shown = sorted(range(10), key=times.__getitem__)
-    assert numbers(read_clip(path, num_frames=10)) == shown
+    assert numbers(read(path, num_frames=10)) == shown
 
 
-def test_times_count_from_the_first_frame(tmp_path: Path) -> None:
+def test_times_count_from_the_first_frame(read, tmp_path: Path) -> None:
     path = make_video(tmp_path / "late.ts", 20, times=[5000 + 100 * i for i in range(20)])
     with av.open(str(path)) as container:
         assert container.streams.video[0].start_time >= 5 * 90000
-    clip = read_clip(path, num_frames=2)
+    clip = read(path, num_frames=2)
     assert (numbers(clip), clip.times) == ([5, 15], pytest.approx([0.5, 1.5]))
     assert clip.duration == pytest.approx(2.0)
 
 
-def test_fewer_frames_than_asked_are_each_given_once(tmp_path: Path) -> None:
+def test_fewer_frames_than_asked_are_each_given_once(read, tmp_path: Path) -> None:
     path = make_video(tmp_path / "short.mp4", 4)
-    clip = read_clip(path, num_frames=10)
+    clip = read(path, num_frames=10)
     assert (numbers(clip), clip.times) == ([0, 1, 2, 3], pytest.approx([0, 0.1, 0.2, 0.3]))
 
 
@@ -225,13 +251,13 @@ def test_a_still_picture_is_one_frame(tmp_path: Path) -> None:
     assert numbers(read_clip(tmp_path / "a.png")) == [77]
 
 
-def test_longer_audio_does_not_lengthen_the_video(tmp_path: Path) -> None:
+def test_longer_audio_does_not_lengthen_the_video(read, tmp_path: Path) -> None:
     path = tmp_path / "a.mkv"
     with av.open(str(path), "w") as container:
         stream = add_video(container)
         add_audio(container, 9.0)
         mux_video(container, stream, 20)
-    clip = read_clip(path, num_frames=2)
+    clip = read(path, num_frames=2)
     assert (numbers(clip), clip.duration) == ([5, 15], pytest.approx(2.0))
 
 
@@ -275,14 +301,14 @@ TURNED = {  # tkhd matrix a b u c d v -> what NumPy does to the stored picture
 
 
 @pytest.mark.parametrize("turn", TURNED)
-def test_rotation_metadata_is_honoured(folder: Path, tmp_path: Path, turn: str) -> None:
+def test_rotation_metadata_is_honoured(read, folder: Path, tmp_path: Path, turn: str) -> None:
     matrix, expected = TURNED[turn]
     content = bytearray((folder / "a.mp4").read_bytes())
     place = content.index(b"tkhd") + 44  # version 0: 40 bytes of fields before the matrix
     content[place : place + 36] = struct.pack(">9i", *matrix, 0, 0, UNIT)
     (tmp_path / "turned.mp4").write_bytes(content)
-    stored = read_clip(folder / "a.mp4", num_frames=1).images[0]
-    turned = read_clip(tmp_path / "turned.mp4", num_frames=1).images[0]
+    stored = read(folder / "a.mp4", num_frames=1).images[0]
+    turned = read(tmp_path / "turned.mp4", num_frames=1).images[0]
     assert np.array_equal(np.asarray(turned), expected(np.asarray(stored)))
 
 
@@ -290,14 +316,16 @@ CUTS = ["faststart.mp4", "fragmented.mp4", "a.mkv", "a.flv", "a.ts", "mpeg4.avi"
 
 
 @pytest.mark.parametrize("name", CUTS)
-def test_a_cut_file_gives_an_error_or_true_frames(folder: Path, tmp_path: Path, name: str) -> None:
+def test_a_cut_file_gives_an_error_or_true_frames(
+    read, folder: Path, tmp_path: Path, name: str
+) -> None:
     content = (folder / name).read_bytes()
     path = tmp_path / name
     refused = 0
     for part in range(5, 100, 7):
         path.write_bytes(content[: len(content) * part // 100])
         try:
-            clip = read_clip(path, num_frames=60)
+            clip = read(path, num_frames=60)
         except VideoError:
             refused += 1
             continue
@@ -308,17 +336,17 @@ def test_a_cut_file_gives_an_error_or_true_frames(folder: Path, tmp_path: Path, 
 
 
 def test_a_broken_tail_is_named_and_what_is_before_it_can_be_read(
-    folder: Path, tmp_path: Path
+    read, folder: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "cut.mp4"
     content = (folder / "faststart.mp4").read_bytes()
     path.write_bytes(content[: len(content) * 85 // 100])
     with pytest.raises(VideoError, match=r"cannot be decoded past [1-5]\.\d\d s of 6\.00 s"):
-        read_clip(path)
-    assert numbers(read_clip(path, num_frames=2, start=0, end=1)) == [2, 7]
+        read(path)
+    assert numbers(read(path, num_frames=2, start=0, end=1)) == [2, 7]
 
 
-def test_damage_in_the_middle_is_not_covered_up(folder: Path, tmp_path: Path) -> None:
+def test_damage_in_the_middle_is_not_covered_up(read, folder: Path, tmp_path: Path) -> None:
     with av.open(str(folder / "a.mp4")) as container:
         packet = list(container.demux(video=0))[30]
     content = bytearray((folder / "a.mp4").read_bytes())
@@ -326,9 +354,9 @@ def test_damage_in_the_middle_is_not_covered_up(folder: Path, tmp_path: Path) ->
     path = tmp_path / "hole.mp4"
     path.write_bytes(content)
     with pytest.raises(VideoError, match=r"cannot be decoded past 2\.\d\d s of 6\.00 s"):
-        read_clip(path, num_frames=60)
+        read(path, num_frames=60)
     # Key frames are at 2.4 s and 3.6 s: the damage between them spoils nothing beyond.
-    assert numbers(read_clip(path, num_frames=2, start=3.6, end=6)) == [42, 54]
+    assert numbers(read(path, num_frames=2, start=3.6, end=6)) == [42, 54]
 
 
 def write_audio(path: Path) -> Path:
@@ -389,9 +417,9 @@ def test_a_playlist_is_not_followed(folder: Path) -> None:
         ({"time_limit": 1e-9}, "took longer than 1e-09 s"),
     ],
 )
-def test_bad_intervals_and_limits(folder: Path, arguments: dict, message: str) -> None:
+def test_bad_intervals_and_limits(read, folder: Path, arguments: dict, message: str) -> None:
     with pytest.raises(VideoError, match=message):
-        read_clip(folder / "a.mp4", **arguments)
+        read(folder / "a.mp4", **arguments)
 
 
 @pytest.mark.parametrize("name", ["num_frames", "max_pixels", "time_limit", "threads"])
@@ -400,17 +428,17 @@ def test_numbers_that_are_not_positive_are_wrong_use(folder: Path, name: str) ->
         read_clip(folder / "a.mp4", **{name: 0})
 
 
-def test_an_end_after_the_end_is_the_end(folder: Path) -> None:
-    assert numbers(read_clip(folder / "a.mp4", num_frames=2, start=5, end=99)) == [52, 57]
+def test_an_end_after_the_end_is_the_end(read, folder: Path) -> None:
+    assert numbers(read(folder / "a.mp4", num_frames=2, start=5, end=99)) == [52, 57]
 
 
-def test_files_are_closed_even_after_errors(folder: Path) -> None:
+def test_files_are_closed_even_after_errors(read, folder: Path) -> None:
     if not Path("/proc/self/fd").is_dir():
         pytest.skip("counts open files under /proc")
     before = len(os.listdir("/proc/self/fd"))
     for arguments in ({}, {"start": 9}, {"max_pixels": 1}, {"time_limit": 1e-9}):
         try:
-            read_clip(folder / "a.mp4", **arguments)
+            read(folder / "a.mp4", **arguments)
         except VideoError:
             continue
     assert len(os.listdir("/proc/self/fd")) == before
@@ -418,8 +446,8 @@ def test_files_are_closed_even_after_errors(folder: Path) -> None:
 
 @pytest.mark.skipif(not REALCLIPS.is_dir(), reason="the shared real clips are not here")
 @pytest.mark.parametrize("path", sorted(REALCLIPS.glob("*.mp4")), ids=lambda path: path.stem)
-def test_real_clips_equal_a_full_decode(path: Path) -> None:
-    clip = read_clip(path)
+def test_real_clips_equal_a_full_decode(read, path: Path) -> None:
+    clip = read(path)
     assert len(clip.images) == 10
     with av.open(str(path)) as container:
         stream = container.streams.video[0]

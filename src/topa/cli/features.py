@@ -21,11 +21,12 @@ if TYPE_CHECKING:
     from topa.features.extraction import Extraction
     from topa.features.writer import StoreWriter
 
-# The names of topa.features.sampling.RULES, here without loading anything.
+# As topa.features has them, here without loading anything.
 RuleName = Literal["middle", "paper", "linspace", "vlmevalkit", "mvbench"]
 FormatName = Literal["safetensors", "pth", "npy", "pkl"]
 TypeName = Literal["float32", "float16", "bfloat16"]
 EngineName = Literal["local", "ray"]
+DecoderName = Literal["auto", "pyav", "torchcodec"]
 
 StoreArgument = Annotated[Path, typer.Argument(metavar="STORE", help="Folder of `topa encode`.")]
 StoreOption = Annotated[
@@ -53,6 +54,15 @@ def encode_videos(
     time_limit: Annotated[
         float, typer.Option("--time-limit", min=0.1, help="Most seconds to read one video.")
     ] = 60.0,
+    max_pixels: Annotated[
+        int, typer.Option("--max-pixels", min=1, help="Most pixels (width * height) of a frame.")
+    ] = 2**26,
+    max_frames: Annotated[
+        int, typer.Option("--max-frames", min=1, help="Most frames of one video, with --fps.")
+    ] = 1024,
+    decoder: Annotated[
+        DecoderName, typer.Option("--decoder", help="auto: torchcodec where it loads, else PyAV.")
+    ] = "pyav",
     engine: Annotated[
         EngineName, typer.Option("--engine", help="This machine's processes, or a Ray cluster.")
     ] = "local",
@@ -73,7 +83,7 @@ def encode_videos(
     from topa.features.sources import Sampling, find_sources
     from topa.features.writer import StoreWriter
 
-    sampling = Sampling(num_frames=frames, rule=rule, fps=fps, time_limit=time_limit)
+    sampling = Sampling(frames, rule, fps, max_pixels, max_frames, time_limit, decoder)
     sources = find_sources(inputs)
     network = load_encoder(encoder, device=device)
     writer = StoreWriter(save, network.fingerprint, network.dim, sampling.choice(), dtype)

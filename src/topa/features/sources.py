@@ -15,6 +15,7 @@ from typing import Any
 from PIL import Image
 
 from topa.errors import ConfigError, DataError, VideoError
+from topa.features._torchcodec import choose_decoder
 from topa.features.sampling import RULES
 from topa.features.video import MAX_FRAMES, MAX_PIXELS, read_clip
 from topa.runs import digest, sha256_of
@@ -40,8 +41,10 @@ class Sampling:
     max_pixels: int = MAX_PIXELS
     max_frames: int = MAX_FRAMES
     time_limit: float = 60.0
+    decoder: str = "pyav"
 
     def __post_init__(self) -> None:
+        choose_decoder(self.decoder)
         if self.rule not in RULES:
             raise ConfigError(
                 f"unknown rule {self.rule!r}", where="rule", mend=f"Use one of {', '.join(RULES)}."
@@ -158,6 +161,7 @@ def decode_source(source: Source, sampling: Sampling) -> DecodedVideo:
         max_pixels=sampling.max_pixels,
         max_frames=sampling.max_frames,
         time_limit=sampling.time_limit,
+        decoder=sampling.decoder,
     )
     size, modified = stamp_of(source.path)
     return DecodedVideo(
@@ -198,7 +202,7 @@ def stamp_of(path: Path) -> tuple[int, int]:
     """Return size and time of change of a file; of a folder those of all its files together."""
     files = _files(path)
     stats = [file.stat() for file in files]
-    return sum(stat.st_size for stat in stats), max(stat.st_mtime_ns for stat in stats)
+    return sum(stat.st_size for stat in stats), max((stat.st_mtime_ns for stat in stats), default=0)
 
 
 def hash_of(path: Path) -> str:

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from topa.errors import DataError
 from topa.features.index import Entry, read_index
 from topa.features.shards import HEADER
+from topa.features.sources import hash_of
 from topa.runs import read_json, sha256_of
 
 __all__ = ["StoreCheck", "verify_store"]
@@ -113,8 +114,8 @@ def _check_shard(path: Path, expected: str, entries: list[Entry], header: dict) 
 def _check_source(entry: Entry) -> list[str]:
     """Return what is wrong with the file an entry was made from."""
     path = Path(entry.source)
-    if not path.is_file():
+    if not path.exists():
         return [f"{entry.id!r}: its source {entry.source} is missing"]
-    if sha256_of(path) != entry.sha256:
+    if hash_of(path) != entry.sha256:
         return [f"{entry.id!r}: its source {entry.source} has changed"]
     return []

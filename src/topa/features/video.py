@@ -18,6 +18,7 @@ from PIL import Image
 from topa.errors import ConfigError, VideoError
 from topa.features._container import Limits
 from topa.features._reader import Reader
+from topa.features._torchcodec import Decoder, InexactError, TorchcodecFrames, choose_decoder
 from topa.features.pictures import FolderReader, WebpReader, is_webp
 from topa.features.sampling import sample_times, segment_middles
 
@@ -80,6 +81,7 @@ def read_clip(
     max_frames: int = MAX_FRAMES,
     time_limit: float = 60.0,
     threads: int = 1,
+    decoder: str = "pyav",
 ) -> Clip:
     """Read the frames on screen at chosen times, by default the middles of equal segments.
 
@@ -99,9 +101,12 @@ def read_clip(
         max_frames: Most frames to return.
         time_limit: Most seconds to spend on this file.
         threads: Threads of the decoder.
+        decoder: "pyav", "torchcodec", or "auto": torchcodec where it loads. What it does not
+            read exactly, PyAV reads; all else is the same to the bit.
 
     Raises:
-        ConfigError: A number that must be positive is not, or the rule is unknown.
+        ConfigError: A number that must be positive is not, the rule is unknown, or torchcodec
+            is asked for and does not load.
         VideoError: The file cannot be read, a wanted frame cannot be decoded, the interval is
             empty or outside the video, a frame is too large, there are too many frames, or
             the time limit has passed.
@@ -120,7 +125,7 @@ def read_clip(
     limits = Limits(max_pixels, time_limit, time.monotonic() + time_limit, threads)
     times: list[float] = []
     images: list[Image.Image] = []
-    with contextlib.closing(_open(path, limits)) as reader:
+    with contextlib.closing(_open(path, limits, choose_decoder(decoder))) as reader:
         low, high = _interval(path, start, end, reader.duration)
         wanted = [low]
         if high is not None:
@@ -141,25 +146,37 @@ def read_clip(
 class _FrameReader:
     """A video file's frames as upright RGB images."""
 
-    def __init__(self, path: Path, limits: Limits):
+    def __init__(self, path: Path, limits: Limits, decoder: Decoder):
         self._reader = Reader(path, limits)
         self.duration, self.rate = self._reader.duration, self._reader.rate
+        self._quick: TorchcodecFrames | None = None
+        if decoder == "torchcodec":
+            with contextlib.suppress(InexactError):
+                self._quick = TorchcodecFrames(self._reader)
 
     def image_at(self, time: Fraction) -> tuple[Fraction, Image.Image]:
         """Return when the frame on screen at `time` begins, and the frame."""
         reader = self._reader
-        pts, frame = reader.frame_at(reader.origin + math.floor(time / reader.unit))
+        wanted = reader.origin + math.floor(time / reader.unit)
+        if self._quick is not None:
+            try:
+                pts, image = self._quick.image_at(wanted)
+                return (pts - reader.origin) * reader.unit, image
+            except InexactError:
+                self._quick = None
+        pts, frame = reader.frame_at(wanted)
         return (pts - reader.origin) * reader.unit, _upright(frame)
 
     def close(self) -> None:
         """Close the file."""
+        self._quick = None
         self._reader.close()
 
 
-def _open(path: Path, limits: Limits) -> _ImageReader:
+def _open(path: Path, limits: Limits, decoder: Decoder) -> _ImageReader:
     if path.is_dir():
         return FolderReader(path, limits)
-    return WebpReader(path, limits) if is_webp(path) else _FrameReader(path, limits)
+    return WebpReader(path, limits) if is_webp(path) else _FrameReader(path, limits, decoder)
 
 
 def _check_count(path: Path, count: int, most: int) -> None:
