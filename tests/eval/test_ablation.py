@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from topa.data.questions import VideoQuestion
 from topa.errors import ConfigError
@@ -77,6 +78,23 @@ def test_a_part_of_a_memory_is_drawn_once_and_for_all(checkpoint):
             row.equal(memory.features[i]) and caption == memory.captions[i]
             for i in range(len(memory))
         )
+
+
+def test_a_mean_shift_is_one_more_arm_of_the_projection(job, checkpoint):
+    """On Tideos nothing is projected; the arms are what is looked at here."""
+    topa = ablation.Topa.from_pretrained(checkpoint)
+    memory = topa.memory
+    assert isinstance(memory, Memory)
+    rows = torch.arange(len(memory))
+    shifted = ablation.take_rows(memory, rows, torch.full((memory.dim,), 0.01))
+    model = ablation.replace_memory(topa, shifted)
+    arms = list(ablation._variants("projection", job, model, None))
+    assert [label for label, _, _ in arms] == ["with projection", "mean shift", "without"]
+    assert [job.use_memory for _, job, _ in arms] == [True, True, False]
+    kinds = [used.memory.projection for _, _, used in arms]
+    assert kinds == ["memory", "mean-shift", "mean-shift"]
+    assert arms[0][2].memory.fingerprint_of_content == memory.fingerprint_of_content
+    assert len(list(ablation._variants("projection", job, topa, None))) == 2
 
 
 def test_smaller_shares_of_the_data_lie_within_larger_ones():

@@ -232,4 +232,38 @@ def test_the_nearest_rows_bound_what_top_k_leaves_out():
         dropped = torch.sort(weights, descending=True).values[:, k:].sum(1)
         torch.testing.assert_close(1 - kept, dropped, atol=1e-5, rtol=0)
     torch.testing.assert_close(memory.project(queries, top_k=300), memory.project(queries))
-    assert not torch.allclose(memory.project(queries, top_k=1), memory.project(queries))
+    nearest = memory.project(queries, top_k=1, max_dropped=1.0)
+    assert not torch.allclose(nearest, memory.project(queries))
+
+
+def test_top_k_is_refused_where_it_leaves_out_too_much():
+    memory, queries = make_memory(300, 16, temperature=30.0), unit(8, 16, seed=1)
+    kept = memory.nearest(queries, 10)[0].sum(1)
+    dropped = float(1 - kept.min())
+    with pytest.raises(DataError, match=f"leave out up to {dropped:.1%} of the softmax, 1.0% are"):
+        memory.project(queries, top_k=10)
+    memory.project(queries, top_k=10, max_dropped=dropped)
+    memory.project(queries, top_k=300)
+
+
+def test_a_mean_shift_moves_the_mean_of_images_onto_that_of_texts(tmp_path):
+    rows, images = unit(300, 16), unit(40, 16, seed=1)
+    captions = [""] * 300
+    plain = Memory(rows, captions, "test-encoder", 30.0)
+    memory = Memory(rows, captions, "test-encoder", 30.0, image_mean=images.mean(0))
+    moved = images - images.mean(0) + rows.mean(0)
+    torch.testing.assert_close(memory.project(images), functional.normalize(moved, dim=-1))
+    torch.testing.assert_close(moved.mean(0), rows.mean(0), atol=1e-6, rtol=0)
+    assert (memory.projection, plain.projection) == ("mean-shift", "memory")
+    assert memory.fingerprint_of_content != plain.fingerprint_of_content
+    memory.save(tmp_path)
+    loaded = Memory.load(tmp_path)
+    assert loaded.fingerprint_of_content == memory.fingerprint_of_content
+    assert torch.equal(loaded.project(images), memory.project(images))
+    mask = torch.arange(40) < 3
+    assert not memory.project(images, mask)[3:].any()
+
+
+def test_an_image_mean_of_another_size_is_refused():
+    with pytest.raises(DataError, match=r"image mean \[4\] for rows of size 8"):
+        Memory(unit(3, 8), [""] * 3, "test-encoder", image_mean=torch.zeros(4))

@@ -6,9 +6,15 @@ import pytest
 import torch
 from torch.nn import functional
 
-from topa.errors import ConfigError, DataError
+from topa.errors import ConfigError, DataError, FingerprintError
 from topa.features.index import Entry
-from topa.features.reduction import REDUCTIONS, distinct_rows, memory_of_stores, reduce_rows
+from topa.features.reduction import (
+    REDUCTIONS,
+    distinct_rows,
+    mean_of_images,
+    memory_of_stores,
+    reduce_rows,
+)
 from topa.features.shards import FeatureStore
 from topa.features.writer import StoreWriter
 
@@ -68,3 +74,22 @@ def test_videos_have_no_captions_to_remember(tmp_path):
         writer.add(Entry("v", "v.mp4", "", times=[0.0]), bunches(1, 1))
     with pytest.raises(DataError, match="'v' has no captions"):
         memory_of_stores([FeatureStore(tmp_path)])
+
+
+def test_a_mean_shift_takes_the_mean_of_all_frames_of_videos(tmp_path):
+    rows, images = bunches(2, 2), bunches(3, 3)
+    with StoreWriter(tmp_path / "texts", "conse-1", 16, {}) as writer:
+        writer.add(Entry("t", "", "", captions=list("abcd")), rows)
+    with StoreWriter(tmp_path / "videos", "conse-1", 16, {}) as writer:
+        writer.add(Entry("v", "v.mp4", "", times=[0.0, 1.0]), images[:2])
+        writer.add(Entry("w", "w.mp4", "", times=[0.0] * 7), images[2:])
+    texts, videos = FeatureStore(tmp_path / "texts"), FeatureStore(tmp_path / "videos")
+    memory = memory_of_stores([texts], images=videos)
+    assert memory.projection == "mean-shift"
+    torch.testing.assert_close(memory.image_mean, images.mean(0))
+    with pytest.raises(DataError, match="these are features of texts"):
+        mean_of_images(texts)
+    with StoreWriter(tmp_path / "other", "conse-2", 16, {}) as writer:
+        writer.add(Entry("v", "v.mp4", "", times=[0.0]), images[:1])
+    with pytest.raises(FingerprintError):
+        memory_of_stores([texts], images=FeatureStore(tmp_path / "other"))

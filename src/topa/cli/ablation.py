@@ -23,7 +23,14 @@ from topa.cli.evaluation_options import (
     ValuesOption,
     VideosOption,
 )
-from topa.cli.terminal import CheckpointOption, JsonOption, print_json, say, show_progress
+from topa.cli.terminal import (
+    CheckpointOption,
+    JsonOption,
+    MemoryOption,
+    print_json,
+    say,
+    show_progress,
+)
 from topa.eval.names import AblationName
 
 if TYPE_CHECKING:
@@ -48,11 +55,13 @@ def ablate(
     limit: LimitOption = None,
     out: AblationFolderOption = None,
     checkpoint: CheckpointOption = "embedded",
+    memory: MemoryOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Evaluate with a part of the method changed, and write a table and a plot with errors.
 
-    KIND is frames, projection (with and without Eq. 2), blind, tasks (pre-aligning with and
+    KIND is frames, projection (with and without Eq. 2, and the mean shift where --memory was
+    built with one), blind, tasks (pre-aligning with and
     without multiple choice), scoring (every way of choosing), memory-size, or data-size
     (fine-tuning on 1%, 10% and 100% of the data, pre-aligned against from scratch).
     A stopped ablation goes on where it was.
@@ -84,6 +93,7 @@ def ablate(
         blind=kind == "blind" and name != "heldout" and videos is None and features is None,
         limit=limit,
         checkpoint=checkpoint,
+        memory=memory,
     )
     task = read_task(job)
     training = replace(job, name=train or name, split=None if train else train_split, limit=None)

@@ -15,6 +15,7 @@ from topa.cli.terminal import (
     CheckpointOption,
     FramesOption,
     JsonOption,
+    MemoryOption,
     MethodOption,
     NoMemoryOption,
     out,
@@ -37,6 +38,7 @@ def ask(
     method: MethodOption = None,
     blind: BlindOption = False,
     no_memory: NoMemoryOption = False,
+    memory: MemoryOption = None,
     frames: FramesOption = None,
     checkpoint: CheckpointOption = "embedded",
     as_json: JsonOption = False,
@@ -55,7 +57,7 @@ def ask(
     if option:
         list_options(option)
     clip = _watch(video, checkpoint, frames)
-    topa = Topa.from_pretrained(checkpoint)
+    topa = Topa.from_pretrained(checkpoint, memory=memory)
     answer = topa.ask(
         clip, question, option or None, method=method, use_memory=not no_memory, blind=blind
     )
@@ -83,6 +85,7 @@ def ask(
 def describe(
     video: VideoArgument,
     no_memory: NoMemoryOption = False,
+    memory: MemoryOption = None,
     frames: FramesOption = None,
     checkpoint: CheckpointOption = "embedded",
     as_json: JsonOption = False,
@@ -95,7 +98,8 @@ def describe(
     from topa.answer import Topa
 
     clip = _watch(video, checkpoint, frames)
-    text = Topa.from_pretrained(checkpoint).describe(clip, use_memory=not no_memory)
+    topa = Topa.from_pretrained(checkpoint, memory=memory)
+    text = topa.describe(clip, use_memory=not no_memory)
     if as_json:
         times = [round(time, 3) for time in clip.times]
         print_json({"video": str(video), "description": text, "frames": times})

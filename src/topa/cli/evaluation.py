@@ -28,6 +28,7 @@ from topa.cli.terminal import (
     CheckpointOption,
     FramesOption,
     JsonOption,
+    MemoryOption,
     NoMemoryOption,
     check_folder_of,
     out,
@@ -55,6 +56,7 @@ def evaluate(
     subtitles: SubtitlesOption = False,
     captions: CaptionsOption = False,
     no_memory: NoMemoryOption = False,
+    memory: MemoryOption = None,
     frames: FramesOption = None,
     limit: LimitOption = None,
     save: RunOption = None,
@@ -93,6 +95,7 @@ def evaluate(
         captions=captions,
         limit=limit,
         checkpoint=checkpoint,
+        memory=memory,
     )
     _run(job, save, processes, shard, as_json)
 

@@ -7,7 +7,14 @@ from typing import Annotated, Literal
 
 import typer
 
-from topa.cli.terminal import EncoderOption, JsonOption, print_json, say, show_progress
+from topa.cli.terminal import (
+    EncoderOption,
+    JsonOption,
+    check_folder_of,
+    print_json,
+    say,
+    show_progress,
+)
 
 # The names of topa.features.reduction.REDUCTIONS and attention.STORAGES.
 ReductionName = Literal["sample", "kmeans", "farthest"]
@@ -36,12 +43,22 @@ def build_memory(
         typer.Option("--temperature", min=0.1, help="tau.  [default: what suits the encoder]"),
     ] = None,
     storage: Annotated[StorageName, typer.Option("--storage", help="Type of rows.")] = "float32",
+    mean_shift: Annotated[
+        Path | None,
+        typer.Option(
+            "--mean-shift",
+            metavar="STORE",
+            help="Store of `topa encode videos`: move image features by the difference of its"
+            " mean and the memory's, instead of projecting them.",
+        ),
+    ] = None,
     encoder: EncoderOption = "embedded",
     as_json: JsonOption = False,
 ) -> None:
     """Write the memory of Tideos.
 
-    It holds the text feature and the caption of every frame, or of a choice of them.
+    It holds the text feature and the caption of every frame, or of a choice of them. Use it
+    with --memory of `topa ask` and `topa evaluate`.
 
     \b
     topa memory build textvid mine.jsonl --out memory/
@@ -65,6 +82,7 @@ def build_memory(
             distinct=distinct,
             temperature=temperature,
             storage=storage,
+            images=None if mean_shift is None else FeatureStore(mean_shift),
         )
         memory.save(save)
     if as_json:
@@ -75,6 +93,7 @@ def build_memory(
                 "dim": memory.dim,
                 "storage": memory.storage,
                 "temperature": memory.temperature,
+                "projection": memory.projection,
                 "encoder": memory.fingerprint,
                 "fingerprint": memory.fingerprint_of_content,
             }
@@ -110,7 +129,8 @@ def _encode(source: str, folder: Path, encoder: str) -> Path:
 def inspect_memory(
     video: Annotated[Path, typer.Argument(help="A video, or a folder of pictures.")],
     save: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE.html", help="Page to write.")
+        Path | None,
+        typer.Option("--out", metavar="FILE.html|FILE.png", help="Page or picture to write."),
     ] = None,
     folder: Annotated[
         Path | None,
@@ -125,12 +145,17 @@ def inspect_memory(
 
     \b
     topa memory inspect clip.mp4 --out clip.html
+    topa memory inspect clip.mp4 --out clip.png
     """
     from topa.features.encoder import load_encoder
-    from topa.features.inspection import inspect_clip, write_page
+    from topa.features.inspection import check_picture, draw_picture, inspect_clip, write_page
     from topa.features.memory import Memory, build_memory
     from topa.features.video import read_clip
 
+    as_picture = save is not None and save.suffix.lower() == ".png"
+    check_folder_of(save)
+    if as_picture:
+        check_picture()
     network = load_encoder(encoder)
     clip = read_clip(video, num_frames=frames)
     memory = (
@@ -138,12 +163,16 @@ def inspect_memory(
     )
     found = inspect_clip(clip, network, memory, captions)
     if save is not None:
-        write_page(save, clip, memory, found)
+        write = draw_picture if as_picture else write_page
+        write(save, clip, memory, found)
     if as_json:
         print_json([frame.row() for frame in found])
         return
     for frame in found:
-        typer.echo(f"{frame.time:8.2f} s  {frame.rows_in_use:.1f} rows in use")
+        typer.echo(
+            f"{frame.time:8.2f} s  {frame.rows_in_use:.1f} rows in use,"
+            f" {frame.dropped:.0%} of the weight beyond these captions"
+        )
         for weight, caption in zip(frame.weights, frame.captions, strict=True):
             typer.echo(f"    {weight:4.0%}  {caption}")
     if save is not None:

@@ -33,6 +33,14 @@ MethodOption = Annotated[
 BlindOption = Annotated[
     bool, typer.Option("--blind", help="Mask the video: what does the LLM say without it?")
 ]
+MemoryOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--memory",
+        metavar="DIR",
+        help="A memory of `topa memory build`.  [default: the checkpoint's own]",
+    ),
+]
 NoMemoryOption = Annotated[
     bool, typer.Option("--no-memory", help="Do not project image features through the memory.")
 ]

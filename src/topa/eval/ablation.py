@@ -74,7 +74,7 @@ def run_evaluation_arms(
         ConfigError: The ablation cannot be made with these settings.
     """
     check_task(name, job, task)
-    topa = Topa.from_pretrained(job.checkpoint)
+    topa = Topa.from_pretrained(job.checkpoint, memory=job.memory)
     if name == "scoring":
         return _scoring_arms(topa, job, task, out, say, progress)
     arms = []
@@ -112,7 +112,14 @@ def _variants(
             label = "1 frame" if count == 1 else f"{count} frames"
             yield label, replace(job, num_frames=count), topa
     elif name == "projection":
-        yield "with projection", job, topa
+        memory = topa.memory
+        if memory is not None and memory.image_mean is not None:
+            every = torch.arange(len(memory))
+            softmax = replace_memory(topa, take_rows(memory, every, image_mean=None))
+            yield "with projection", job, softmax
+            yield "mean shift", job, topa
+        else:
+            yield "with projection", job, topa
         yield "without", replace(job, use_memory=False), topa
     elif name == "blind":
         if job.videos or job.features or job.name == "heldout":
@@ -123,8 +130,7 @@ def _variants(
         if memory is None:
             raise ConfigError("this checkpoint has no memory", where="memory-size")
         for size in [n for n in values or MEMORY_SIZES if n < len(memory)]:
-            part = Topa(topa.model, topa.builder, topa.encoder, sample_memory(memory, size))
-            yield f"{size:,} rows", job, part
+            yield f"{size:,} rows", job, replace_memory(topa, sample_memory(memory, size))
         yield f"{len(memory):,} rows (all)", job, topa
 
 
@@ -132,8 +138,24 @@ def sample_memory(memory: Memory, size: int, seed: int = 0) -> Memory:
     """Return a memory of `size` rows drawn without replacement, in their order."""
     draw = torch.Generator().manual_seed(seed)
     rows = torch.randperm(len(memory), generator=draw)[:size].sort().values
-    captions = [memory.captions[i] for i in rows.tolist()]
-    return Memory(memory.features[rows], captions, memory.fingerprint, memory.temperature)
+    return take_rows(memory, rows, memory.image_mean)
+
+
+def take_rows(memory: Memory, rows: torch.Tensor, image_mean: torch.Tensor | None) -> Memory:
+    """Return a memory of some rows [n] of another, and the mean of images [d] of a mean shift."""
+    return Memory(
+        memory.rows(rows),
+        [memory.captions[i] for i in rows.tolist()],
+        memory.fingerprint,
+        memory.temperature,
+        storage=memory.storage,
+        image_mean=image_mean,
+    )
+
+
+def replace_memory(topa: Topa, memory: Memory) -> Topa:
+    """Return the same model with another memory."""
+    return Topa(topa.model, topa.builder, topa.encoder, memory)
 
 
 def evaluate_arm(

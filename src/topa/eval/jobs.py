@@ -42,6 +42,7 @@ class Job:
         captions: Describe the videos of questions, against the captions that stand with them.
         limit: Only the first so many items.
         checkpoint: "embedded" or a folder.
+        memory: Folder of a memory; the checkpoint's own by default.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Job:
     captions: bool = False
     limit: int | None = None
     checkpoint: str = "embedded"
+    memory: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -188,7 +190,7 @@ def open_job(job: Job, task: Task, topa: Topa | None = None) -> Opened:
     Raises:
         TopaError: Something is missing or does not belong together.
     """
-    topa = Topa.from_pretrained(job.checkpoint) if topa is None else topa
+    topa = Topa.from_pretrained(job.checkpoint, memory=job.memory) if topa is None else topa
     frames = check_frames(topa, job.num_frames)
     source: Source
     rates = task.benchmark

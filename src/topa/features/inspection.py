@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import importlib.util
 import io
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,15 +15,17 @@ import jinja2
 import torch
 from PIL import Image
 
+from topa.errors import ConfigError
 from topa.features.encoder import Encoder
 from topa.features.memory import Memory
 from topa.features.video import Clip
-from topa.runs import write_text
+from topa.runs import atomic_path, write_text
 
-__all__ = ["InspectedFrame", "inspect_clip", "write_page"]
+__all__ = ["InspectedFrame", "check_picture", "draw_picture", "inspect_clip", "write_page"]
 
 _ENTROPY_ROWS = 1000  # weights that count; what lies beyond is taken as one row
 _THUMBNAIL = (192, 144)
+_LINES_OF_PAGE, _LINES_OF_PICTURE = 20, 12
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,7 @@ class InspectedFrame:
         time: Seconds from the start of the video.
         captions: Captions of the nearest rows.
         weights: Their weights in Eq. 2, largest first.
+        dropped: Share of the softmax that lies beyond these captions.
         rows_in_use: How many equally weighted rows would be as uncertain (exp of the entropy).
         similarity: Cosine of the image feature with what it is projected to.
     """
@@ -39,6 +44,7 @@ class InspectedFrame:
     time: float
     captions: list[str]
     weights: list[float]
+    dropped: float
     rows_in_use: float
     similarity: float
 
@@ -65,6 +71,7 @@ def inspect_clip(clip: Clip, encoder: Encoder, memory: Memory, k: int = 5) -> li
             time=time,
             captions=[memory.captions[row] for row in near[:k]],
             weights=shown[:k],
+            dropped=max(0.0, 1 - sum(shown[:k])),
             rows_in_use=used,
             similarity=cosine,
         )
@@ -83,18 +90,7 @@ def write_page(
     path: str | Path, clip: Clip, memory: Memory, frames: Sequence[InspectedFrame]
 ) -> None:
     """Write an HTML page, whole or not at all: the frames, and captions by time as a heat map."""
-    totals: dict[str, float] = {}
-    for frame in frames:
-        for caption, weight in zip(frame.captions, frame.weights, strict=True):
-            totals[caption] = totals.get(caption, 0.0) + weight
-    leading = sorted(totals, key=lambda caption: -totals[caption])[:20]
-    rows = [
-        (
-            caption,
-            [dict(zip(f.captions, f.weights, strict=True)).get(caption, 0.0) for f in frames],
-        )
-        for caption in leading
-    ]
+    rows = _leading_captions(frames, _LINES_OF_PAGE)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("topa.features", "pages"),
         autoescape=True,
@@ -108,6 +104,78 @@ def write_page(
         rows=rows,
     )
     write_text(path, page)
+
+
+def check_picture() -> None:
+    """Refuse to draw where matplotlib is absent, before the work rather than after it.
+
+    Raises:
+        ConfigError: It is not installed.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ConfigError(
+            "pictures are drawn with matplotlib, which is not installed",
+            where="memory inspect",
+            mend="Run `pip install -e '.[eval]'`, or name a page: FILE.html.",
+        )
+
+
+def draw_picture(
+    path: str | Path, clip: Clip, memory: Memory, frames: Sequence[InspectedFrame]
+) -> None:
+    """Draw a PNG, whole or not at all: the frames in a row, captions by time as a heat map."""
+    from matplotlib.figure import Figure
+
+    rows = _leading_captions(frames, _LINES_OF_PICTURE)
+    columns = len(frames)
+    width = 5 + 1.1 * columns
+    figure = Figure(figsize=(width, 1.8 + 0.42 * len(rows)), layout="constrained")
+    grid = figure.add_gridspec(2, columns, height_ratios=(1, 0.42 * len(rows)))
+    for column, (frame, image) in enumerate(zip(frames, clip.images, strict=True)):
+        axes = figure.add_subplot(grid[0, column])
+        axes.imshow(image)
+        axes.set_title(f"{frame.time:.1f} s", fontsize=8)
+        axes.axis("off")
+    axes = figure.add_subplot(grid[1, :])
+    shares = [[100 * weight for weight in weights] for _, weights in rows]
+    axes.imshow(shares, cmap="Oranges", vmin=0, vmax=100, aspect="auto")
+    for line, weights in enumerate(shares):
+        for column, share in enumerate(weights):
+            if share >= 0.5:
+                colour = "white" if share > 60 else "black"
+                axes.text(
+                    column,
+                    line,
+                    f"{share:.0f}%",
+                    ha="center",
+                    va="center",
+                    color=colour,
+                    fontsize=7,
+                )
+    captions = [textwrap.fill(caption, 60) for caption, _ in rows]
+    axes.set_yticks(range(len(rows)), captions, fontsize=7)
+    axes.set_xticks([])
+    figure.suptitle(
+        f"{Path(clip.source).name}: share of captions in the projected feature (Eq. 2),"
+        f" {len(memory):,} rows, tau {memory.temperature:g}",
+        fontsize=9,
+    )
+    with atomic_path(Path(path)) as temporary:
+        figure.savefig(temporary, format="png", dpi=120, metadata={"Software": None})
+
+
+def _leading_captions(frames: Sequence[InspectedFrame], most: int) -> list[tuple[str, list[float]]]:
+    """Return the captions with the largest weights in all, and the weight of each by frame."""
+    by_frame: list[dict[str, float]] = []
+    totals: dict[str, float] = {}
+    for frame in frames:
+        found: dict[str, float] = {}
+        for caption, weight in zip(frame.captions, frame.weights, strict=True):
+            found[caption] = found.get(caption, 0.0) + weight
+            totals[caption] = totals.get(caption, 0.0) + weight
+        by_frame.append(found)
+    leading = sorted(totals, key=lambda caption: -totals[caption])[:most]
+    return [(caption, [found.get(caption, 0.0) for found in by_frame]) for caption in leading]
 
 
 def _embed(image: Image.Image) -> str:

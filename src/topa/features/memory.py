@@ -36,6 +36,8 @@ class Memory:
         temperature: tau of Eq. 2.
         storage: Type the rows are kept in: float32, float16, bfloat16, or int8 with one scale
             a row. Sums are float32 always.
+        image_mean: [d] mean of image features. Where it is given, `project` moves features by
+            the difference of the two means instead (Liang et al., "Mind the Gap", 2022).
 
     Raises:
         DataError: No rows, rows that are not unit vectors, or not one caption per row.
@@ -49,6 +51,7 @@ class Memory:
         temperature: float = PAPER_TEMPERATURE,
         *,
         storage: str = "float32",
+        image_mean: torch.Tensor | None = None,
     ):
         if features.ndim != 2 or not len(features):
             shape = list(features.shape)
@@ -60,6 +63,12 @@ class Memory:
         self.captions = list(captions)
         self.fingerprint = fingerprint
         self.temperature = float(temperature)
+        if image_mean is not None and image_mean.shape != features.shape[1:]:
+            raise DataError(
+                f"image mean {list(image_mean.shape)} for rows of size {features.shape[1]}",
+                where="memory",
+            )
+        self.image_mean = None if image_mean is None else image_mean.detach().float().cpu()
         for start, rows in chunks(self.features, 1 << 16, self.scales):
             wrong = ((rows.norm(dim=-1) - 1).abs() <= _UNIT_TOLERANCE[storage]).logical_not()
             if wrong.any():
@@ -77,6 +86,11 @@ class Memory:
     def dim(self) -> int:
         """Size of a feature."""
         return self.features.shape[1]
+
+    @property
+    def projection(self) -> str:
+        """How `project` works: "memory" (Eq. 2) or "mean-shift"."""
+        return "memory" if self.image_mean is None else "mean-shift"
 
     @classmethod
     def build(
@@ -104,8 +118,19 @@ class Memory:
         for rows in self.features.cpu().split(1 << 16):
             # Scales of int8 add nothing: they are what makes a row a unit vector.
             hashed.update(rows.contiguous().view(torch.uint8).numpy().data)
-        parts = (hashed.hexdigest(), str(self.dim), repr(self.temperature), self.fingerprint)
+        parts = [hashed.hexdigest(), str(self.dim), repr(self.temperature), self.fingerprint]
+        if self.image_mean is not None:
+            parts.append(str(self.image_mean.tolist()))
         return "memory-" + digest(*parts, *self.captions)
+
+    @cached_property
+    def _shift(self) -> torch.Tensor:
+        """From the mean of images to that of the rows, [d], on the CPU."""
+        assert self.image_mean is not None
+        total = torch.zeros(self.dim, dtype=torch.float64)
+        for _, rows in chunks(self.features, _CHUNK, self.scales):
+            total += rows.sum(0, dtype=torch.float64).cpu()
+        return (total / len(self)).float() - self.image_mean
 
     def to(self, device: str | torch.device) -> Memory:
         """Move the features, and return the memory itself."""
@@ -121,11 +146,13 @@ class Memory:
         fingerprint: str | None = None,
         chunk: int = _CHUNK,
         top_k: int | None = None,
+        max_dropped: float = 0.01,
     ) -> torch.Tensor:
         """Return normalise(softmax(tau * f M^T) M) of every feature f, exactly (paper, Eq. 2).
 
         The softmax runs online over chunks of the memory (Milakov and Gimelshein, 2018), so
-        that the memory is read once and its scores are never held whole.
+        that the memory is read once and its scores are never held whole. With an `image_mean`
+        it is normalise(f + mean of M - image_mean) instead.
 
         Args:
             features: [..., d] image features; unit vectors.
@@ -133,14 +160,17 @@ class Memory:
                 so do zero vectors, which have no direction to project.
             fingerprint: Of the encoder of `features`, refused where it is not the memory's.
             chunk: Rows of memory at a time.
-            top_k: Mix the k nearest rows alone; `nearest` tells what mass that leaves out.
+            top_k: Mix the k nearest rows alone.
+            max_dropped: The share of the softmax that `top_k` may leave out of any feature; it
+                is measured, exactly, for each.
 
         Returns:
             Unit features of the same shape, dtype and device.
 
         Raises:
             FingerprintError: `fingerprint` is given and is not that of the memory.
-            DataError: Sizes differ, or a feature that is not masked is not finite.
+            DataError: Sizes differ, a feature that is not masked is not finite, or `top_k` leaves
+                out more than `max_dropped`.
         """
         check_fingerprint(self.fingerprint, fingerprint, where="memory")
         if features.shape[-1] != self.dim:
@@ -159,12 +189,23 @@ class Memory:
             raise DataError("a feature is not finite", where="memory", mend="Encode it again.")
         projected = torch.zeros_like(features)
         if len(queries):
-            parts = [
-                self._attend(part, chunk) if top_k is None else self._attend_nearest(part, top_k)
+            projected[present] = self._map(queries, chunk, top_k, max_dropped).to(features)
+        return projected
+
+    def _map(
+        self, queries: torch.Tensor, chunk: int, top_k: int | None, max_dropped: float
+    ) -> torch.Tensor:
+        """Return unit rows [b, d] for queries [b, d], by the way that is asked for."""
+        if self.image_mean is not None:
+            return functional.normalize(queries + self._shift.to(queries), dim=-1)
+        return torch.cat(
+            [
+                self._attend(part, chunk)
+                if top_k is None
+                else self._attend_nearest(part, top_k, max_dropped)
                 for part in queries.split(_QUERIES)
             ]
-            projected[present] = torch.cat(parts).to(features)
-        return projected
+        )
 
     @torch.no_grad()
     def _attend(self, queries: torch.Tensor, chunk: int) -> torch.Tensor:
@@ -180,9 +221,21 @@ class Memory:
         return functional.normalize(mixed, dim=-1)
 
     @torch.no_grad()
-    def _attend_nearest(self, queries: torch.Tensor, k: int) -> torch.Tensor:
-        """Return unit rows [b, d] that mix the k nearest rows of the memory."""
+    def _attend_nearest(self, queries: torch.Tensor, k: int, max_dropped: float) -> torch.Tensor:
+        """Return unit rows [b, d] that mix the k nearest rows of the memory.
+
+        Raises:
+            DataError: They hold less than 1 - `max_dropped` of the softmax of a query.
+        """
         weights, index = self.nearest(queries, k)
+        dropped = float(1 - weights.sum(1).min())
+        if dropped > max_dropped:
+            raise DataError(
+                f"the {k} nearest rows leave out up to {dropped:.1%} of the softmax,"
+                f" {max_dropped:.1%} are allowed",
+                where="memory",
+                mend="Take more rows, allow more with max_dropped, or leave out top_k.",
+            )
         return functional.normalize((weights[..., None] * self.rows(index)).sum(1), dim=-1)
 
     def rows(self, index: torch.Tensor) -> torch.Tensor:
@@ -227,6 +280,8 @@ class Memory:
         tensors = {"features": self.features.cpu()}
         if self.scales is not None:
             tensors["scales"] = self.scales.cpu()
+        if self.image_mean is not None:
+            tensors["image_mean"] = self.image_mean
         with atomic_path(folder / "memory.safetensors") as temporary:
             save_file(tensors, temporary, metadata=metadata)
 
@@ -245,8 +300,10 @@ class Memory:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 features = file.get_tensor("features")
-                if "scales" in file.keys():  # noqa: SIM118 - not a mapping
+                names = set(file.keys())
+                if "scales" in names:
                     features = features.float() * file.get_tensor("scales")
+                image_mean = file.get_tensor("image_mean") if "image_mean" in names else None
         except SafetensorError as error:
             raise DataError(
                 f"not a memory file ({error})", where=path, mend="Build the memory again."
@@ -265,6 +322,7 @@ class Memory:
             metadata["fingerprint"],
             float(metadata["temperature"]),
             storage=metadata.get("storage", "float32"),
+            image_mean=image_mean,
         )
 
 

@@ -14,7 +14,7 @@ from topa.features.encoder import temperature_for
 from topa.features.memory import Memory
 from topa.features.shards import FeatureStore
 
-__all__ = ["REDUCTIONS", "memory_of_stores", "reduce_rows"]
+__all__ = ["REDUCTIONS", "mean_of_images", "memory_of_stores", "reduce_rows"]
 
 Reduction = Literal["sample", "kmeans", "farthest"]
 REDUCTIONS: tuple[Reduction, ...] = get_args(Reduction)
@@ -100,6 +100,28 @@ def distinct_rows(features: Tensor, limit: float) -> Tensor:
     return kept
 
 
+def mean_of_images(store: FeatureStore) -> Tensor:
+    """Return the mean [d] of all frame features of a store of videos.
+
+    Raises:
+        DataError: The store holds Tideos, or nothing.
+    """
+    total = torch.zeros(store.dim, dtype=torch.float64)
+    count = 0
+    for entries, features in store.blocks():
+        if any(entry.captions for entry in entries):
+            raise DataError(
+                "these are features of texts",
+                where=store.folder,
+                mend="The mean of images is taken from a store of `topa encode videos`.",
+            )
+        total += features.sum(0, dtype=torch.float64)
+        count += len(features)
+    if not count:
+        raise DataError("the feature store is empty", where=store.folder)
+    return (total / count).float()
+
+
 def memory_of_stores(
     stores: Sequence[FeatureStore],
     *,
@@ -108,6 +130,7 @@ def memory_of_stores(
     distinct: float | None = None,
     temperature: float | None = None,
     storage: str = "float32",
+    images: FeatureStore | None = None,
     seed: int = 0,
 ) -> Memory:
     """Return a memory of the Tideos in feature stores.
@@ -119,6 +142,7 @@ def memory_of_stores(
         distinct: First leave out rows whose cosine with one before is at least this.
         temperature: tau of Eq. 2; by default what suits the encoder.
         storage: Type the rows are kept in, as in `Memory`.
+        images: Store of videos whose mean makes this the memory of a mean shift.
         seed: Of the draw.
 
     Raises:
@@ -152,4 +176,8 @@ def memory_of_stores(
     fingerprint = stores[0].fingerprint
     tau = temperature_for(fingerprint) if temperature is None else temperature
     chosen = [captions[row] for row in keep.tolist()]
-    return Memory(features[keep], chosen, fingerprint, tau, storage=storage)
+    mean = None
+    if images is not None:
+        FeatureStore(images.folder, fingerprint)
+        mean = mean_of_images(images)
+    return Memory(features[keep], chosen, fingerprint, tau, storage=storage, image_mean=mean)
