@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import shutil
 
 import pytest
 from typer.testing import CliRunner
@@ -109,3 +111,53 @@ def test_a_plan_is_printed_and_given_to_programs():
     found = json.loads(run(*args, "--json").stdout)
     assert found["fits"] is True
     assert set(found["ways"]) == {"ddp", "ddp, recompute", "fsdp", "fsdp, recompute"}
+
+
+@pytest.fixture
+def nextqa(video, tmp_path):
+    """A folder in NExT-QA's published format: train.csv, val.csv, and videos in a subfolder."""
+    options = ["drink", "sleep", "jump", "play", "swim"]
+    columns = ["video", "frame_count", "width", "height", "question", "answer", "qid", "type"]
+    columns += ["a0", "a1", "a2", "a3", "a4"]
+    root = tmp_path / "nextqa"
+    (root / "videos" / "1164").mkdir(parents=True)
+    for split, names in (("train", ("4010069381", "4882821564", "3238737531")), ("val", ("24",))):
+        rows = [
+            [name, 4, 160, 120, question, answer, number, kind, *options]
+            for name in names
+            for number, (question, answer, kind) in enumerate(
+                (("what does it do first", 0, "TN"), ("why is it at home", 1, "CW"))
+            )
+        ]
+        with (root / f"{split}.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([columns, *rows])
+        for name in names:
+            shutil.copy(video, root / "videos" / "1164" / f"{name}.mp4")
+    return root
+
+
+@pytest.mark.parametrize(
+    "scratch",
+    [(), pytest.param(("--from-scratch",), marks=pytest.mark.slow)],
+    ids=["tuned", "from scratch"],
+)
+def test_nextqa_is_tuned_on_and_evaluated(scratch, nextqa, checkpoint, tmp_path):
+    """The published files, by the paper's task: letters, without the memory."""
+    folders = ("--data", nextqa, "--videos", nextqa / "videos")
+    result = run(
+        "finetune", "nextqa", *folders, *scratch, "--checkpoint", checkpoint,
+        "data.tasks={choice: 1.0}", "data.use_memory=false", "data.validation=0.3",
+        "train.max_steps=2", "train.batch_size=2", "train.learning_rate=0.05",
+        f"out={tmp_path / 'run'}", "--json",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    assert "4 questions to train on, 2 to validate with." in result.stderr
+    found = json.loads(result.stdout)
+    assert found["steps"] == 2
+    assert {"accuracy", "blind_accuracy", "nll_choice"} <= found["metrics"].keys()
+    report = run(
+        "evaluate", "nextqa", *folders, "--no-memory", "--checkpoint", found["checkpoint"], "--json"
+    )
+    assert report.exit_code == 0, report.stderr
+    figures = json.loads(report.stdout)
+    assert (figures["n"], figures["failures"], figures["method"]) == (2, [], "selection")

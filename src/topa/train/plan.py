@@ -20,6 +20,7 @@ from topa.errors import ConfigError
 from topa.model.config import TopaConfig
 from topa.model.topa import TopaForConditionalGeneration
 from topa.train.meter import StepCost
+from topa.train.step import StepModel
 
 GB = 1e9
 # Tokens of a prompt and of its label: means over TextVid-mini, tasks as in the paper.
@@ -170,8 +171,11 @@ def make_batch(size: int, length: int, labels: int, device: str, frames: int = 1
     return batch.to(device)
 
 
-def count_saved(model: TopaForConditionalGeneration, batch: Batch) -> float:
-    """Return the bytes that autograd keeps for the backward pass of a batch, weights left out."""
+def count_saved(model: TopaForConditionalGeneration | StepModel, batch: Batch) -> float:
+    """Return the bytes that autograd keeps for the backward pass of a batch, weights left out.
+
+    What layers that are computed again get as input is held elsewhere, and not counted.
+    """
     owned = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
     kept: dict[int, tuple[Any, int]] = {}
 
@@ -226,14 +230,18 @@ def plan(
     model = build_on_meta(read_shape(llm), variant, dtype)
     trained = sum(parameter.numel() for _, parameter in model.trainable_parameters())
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
-    saved = count_saved(model, make_batch(batch_size, length, MEAN_LABELS, "meta"))
-    ways = _weigh(model.language_config, frozen, trained, saved, batch_size * length, gpus, dtype)
+    batch = make_batch(batch_size, length, MEAN_LABELS, "meta")
+    saved = count_saved(model, batch)
+    outside = count_saved(StepModel(model, recompute=True).train(), batch)
+    tokens = batch_size * length
+    ways = _weigh(model.language_config, frozen, trained, saved, outside, tokens, gpus, dtype)
     # In the order of speed: sharding costs more than computing twice only between machines.
     fitting = [name for name, memory in ways.items() if memory.total <= gpu_memory * GB]
     chosen = fitting[0] if fitting else min(ways, key=lambda name: ways[name].total)
     cost = StepCost(model).of(1, MEAN_TOKENS, MEAN_TOKENS**2, MEAN_LABELS)
     operations = cost * tideos * epochs
-    done_twice = 4 / 3 if "recompute" in chosen else 1.0
+    # Frozen weights: two products a weight, forward and backward; a third to compute again.
+    done_twice = 3 / 2 if "recompute" in chosen else 1.0
     hours = operations * done_twice / (gpus * tflops * 1e12 * mfu) / 3600
     return Plan(
         bool(fitting),
@@ -253,6 +261,7 @@ def _weigh(
     frozen: int,
     trained: int,
     saved: float,
+    outside: float,
     tokens: int,
     gpus: int,
     dtype: torch.dtype,
@@ -264,6 +273,7 @@ def _weigh(
         frozen: Its weights.
         trained: Weights that are trained.
         saved: Bytes that the backward pass keeps.
+        outside: Those of them that belong to no layer, such as logits.
         tokens: Of a batch, padding included.
         gpus: How many.
         dtype: Of the frozen weights.
@@ -277,7 +287,8 @@ def _weigh(
         whole = 2 * frozen / layers if parallel == "fsdp" else 0
         weights = (frozen / share + whole) * size
         for recompute in (False, True):
-            kept = inputs + saved / layers if recompute else saved
+            # The inputs of all layers, and while one is computed again what it keeps.
+            kept = inputs + outside + (saved - outside) / layers if recompute else saved
             state = trained * _BYTES_PER_TRAINED / share
             total = (weights + state + kept) * _SLACK + _CONTEXT
             name = f"{parallel}, recompute" if recompute else parallel
