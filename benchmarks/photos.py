@@ -5,7 +5,7 @@ scikit-learn, matplotlib, gradio, ultralytics and imgaug (their wheels; nothing 
 imported). A photograph is a video of one frame. Used to choose settings of the embedded
 encoder and memory, so its figures flatter them.
 
-    python benchmarks/photos.py [--packages SITE_PACKAGES] [--checkpoint embedded]
+    python benchmarks/photos.py [--packages DIR ...] [--checkpoint embedded]
 """
 
 from __future__ import annotations
@@ -34,11 +34,13 @@ def find(photo: str, folders: list[Path]) -> Path:
 def main() -> None:
     """Print accuracy by method, with and without the memory."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--packages", type=Path, help="more site-packages to find photographs in")
+    parser.add_argument(
+        "--packages", type=Path, nargs="*", default=[], help="more folders to find packages in"
+    )
     parser.add_argument("--checkpoint", default="embedded")
     options = parser.parse_args()
     folders = [Path(path) for path in sys.path if path.endswith("site-packages")]
-    folders += [options.packages] if options.packages else []
+    folders += options.packages
     rows = [row for _, row in read_jsonl(Path(__file__).parent / "photos.jsonl")]
     names = list(dict.fromkeys(row["photo"] for row in rows))
     topa = Topa.from_pretrained(options.checkpoint)

@@ -21,15 +21,27 @@ ReductionName = Literal["sample", "kmeans", "farthest"]
 StorageName = Literal["float32", "float16", "bfloat16", "int8"]
 
 
+SourcesArgument = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="STORE|TIDEOS.jsonl|textvid|everyday",
+        help="Stores of `topa encode textvid`, or Tideos to encode.  [default: textvid]",
+    ),
+]
+MeanShiftOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--mean-shift",
+        metavar="STORE",
+        help="Store of `topa encode videos`: move image features by the difference of its mean and"
+        " the memory's, instead of projecting them.",
+    ),
+]
+
+
 def build_memory(
     save: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write.")],
-    sources: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="STORE|TIDEOS.jsonl|textvid|everyday",
-            help="Stores of `topa encode textvid`, or Tideos to encode.  [default: textvid]",
-        ),
-    ] = None,
+    sources: SourcesArgument = None,
     rows: Annotated[int | None, typer.Option("--rows", min=1, help="Most rows to keep.")] = None,
     reduction: Annotated[
         ReductionName, typer.Option("--reduction", help="How --rows are chosen.")
@@ -43,15 +55,7 @@ def build_memory(
         typer.Option("--temperature", min=0.1, help="tau.  [default: what suits the encoder]"),
     ] = None,
     storage: Annotated[StorageName, typer.Option("--storage", help="Type of rows.")] = "float32",
-    mean_shift: Annotated[
-        Path | None,
-        typer.Option(
-            "--mean-shift",
-            metavar="STORE",
-            help="Store of `topa encode videos`: move image features by the difference of its"
-            " mean and the memory's, instead of projecting them.",
-        ),
-    ] = None,
+    mean_shift: MeanShiftOption = None,
     encoder: EncoderOption = "embedded",
     as_json: JsonOption = False,
 ) -> None:
