@@ -1,74 +1,81 @@
-"""Decoding processes: what is broken, hangs or crashes costs one video, never the job."""
+"""Encoding in bulk: threads change nothing, order and memory stay bounded, errors come out."""
 
 from __future__ import annotations
 
-import os
-import random
-import time
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
 
-from topa.features import extraction
-from topa.features.extraction import DecodingPool
-from topa.features.sources import Failure, Sampling, Source, find_sources
-
-
-def crash_or_read(source: Source, sampling: Sampling) -> str:
-    """Stand in for `decode_source`, in the decoding process."""
-    if source.id == "crash":
-        os._exit(11)
-    if source.id == "hang":
-        time.sleep(600)
-    if source.id == "memory":
-        raise MemoryError
-    return source.id
+from topa.features.extraction import extract_videos
+from topa.features.shards import FeatureStore
+from topa.features.sources import Sampling, find_sources
+from topa.features.verification import verify_store
+from topa.features.writer import StoreWriter
 
 
-@pytest.mark.slow
-def test_a_crash_or_a_hang_costs_one_video(monkeypatch):
-    monkeypatch.setattr(extraction, "decode_source", crash_or_read)
-    names = ["a", "crash", "b", "hang", "memory", "c"]
-    sources = [Source(name, Path(name)) for name in names]
-    # The process is given 1.2 times the limit and ten seconds more.
-    with DecodingPool(Sampling(time_limit=1.0), 2) as pool:
-        found = list(pool.decode(sources))
-    failures = {item.id: item.reason for item in found if isinstance(item, Failure)}
-    assert sorted(item for item in found if isinstance(item, str)) == ["a", "b", "c"]
-    assert set(failures) == {"crash", "hang", "memory"}
-    assert "crashed (exit code 11)" in failures["crash"]
-    assert "hung" in failures["hang"]
-    assert "memory" in failures["memory"]
+class MeanColour:
+    """The smallest encoder: a frame's feature is the direction of its mean colour."""
+
+    dim, fingerprint = 3, "mean-1"
+
+    def __init__(self, broken: bool = False):
+        self.sizes: list[int] = []
+        self.broken = broken
+
+    def encode_frames(self, images: list[Image.Image]) -> torch.Tensor:
+        if self.broken and self.sizes:
+            raise RuntimeError("out of memory")
+        self.sizes.append(len(images))
+        pixels = [list(image.resize((1, 1)).tobytes()) for image in images]
+        return torch.nn.functional.normalize(torch.tensor(pixels).float() + 1, dim=-1)
 
 
-@pytest.mark.slow
-def test_flipped_bits_and_cut_ends_never_end_the_job(video, tmp_path):
-    """Every one of 60 damaged files gives frames or a reason, within its time limit."""
-    data, draw = video.read_bytes(), random.Random(0)
-    for number in range(60):
-        damaged = bytearray(data)
-        for _ in range(draw.choice((1, 8, 64))):
-            damaged[draw.randrange(len(damaged))] ^= 1 << draw.randrange(8)
-        if number % 3 == 0:
-            del damaged[draw.randrange(1, len(damaged)) :]
-        (tmp_path / f"{number:02}.mp4").write_bytes(damaged)
-    sources = find_sources([tmp_path])
-    with DecodingPool(Sampling(time_limit=20.0), 2) as pool:
-        found = list(pool.decode(sources))
-    assert {item.id for item in found} == {source.id for source in sources}
-    failures = [item for item in found if isinstance(item, Failure)]
-    assert 0 < len(failures) < 60
-    assert not [item for item in failures if "crashed" in item.reason or "hung" in item.reason]
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory) -> Path:
+    """30 folders of four pictures, each of one colour, and one folder with a broken picture."""
+    folder = tmp_path_factory.mktemp("clips")
+    for number in range(30):
+        (folder / f"{number:02}").mkdir()
+        for place in range(4):
+            colour = (8 * number, 60 * place, 255 - 8 * number)
+            Image.new("RGB", (16, 12), colour).save(folder / f"{number:02}" / f"{place}.png")
+    (folder / "bad").mkdir()
+    (folder / "bad" / "0.png").write_text("no picture", encoding="utf-8")
+    lines = [path.name for path in sorted(folder.iterdir())]
+    (folder / "list.txt").write_text("\n".join(lines), encoding="utf-8")
+    return folder / "list.txt"
 
 
-def test_lists_and_folders_name_their_videos(tmp_path):
-    (tmp_path / "a").mkdir()
-    for name in ("a/1.mp4", "2.MKV", ".hidden.mp4", "notes.md"):
-        (tmp_path / name).touch()
-    assert [source.id for source in find_sources([tmp_path])] == ["2.MKV", "a/1.mp4"]
-    listed = tmp_path / "list.txt"
-    listed.write_text("# mine\na/1.mp4\n\nfolder\n", encoding="utf-8")
-    assert [(s.id, s.path) for s in find_sources([listed])] == [
-        ("a/1.mp4", tmp_path / "a" / "1.mp4"),
-        ("folder", tmp_path / "folder"),
-    ]
+def extract(clips: Path, folder: Path, encoder: MeanColour, encoders: int):
+    sampling = Sampling(num_frames=4)
+    with StoreWriter(folder, encoder.fingerprint, encoder.dim, sampling.choice()) as writer:
+        return extract_videos(
+            find_sources([clips]), encoder, writer, sampling, workers=2, encoders=encoders
+        )
+
+
+def test_any_number_of_threads_gives_the_same_store(clips, tmp_path):
+    before = torch.get_num_threads()
+    stores = []
+    for encoders in (1, 3):
+        encoder = MeanColour()
+        result = extract(clips, tmp_path / str(encoders), encoder, encoders)
+        assert (result.total, result.encoded, result.frames) == (31, 30, 120)
+        assert [failure.id for failure in result.failures] == ["bad"]
+        assert sum(encoder.sizes) == 120
+        assert max(encoder.sizes) == 32  # eight videos of four frames
+        assert verify_store(tmp_path / str(encoders), sources=True).problems == []
+        stores.append(FeatureStore(tmp_path / str(encoders)))
+    assert torch.get_num_threads() == before
+    assert set(stores[0]) == set(stores[1]) == {f"{number:02}" for number in range(30)}
+    assert all(torch.equal(stores[0][name], stores[1][name]) for name in stores[0])
+
+
+def test_what_goes_wrong_in_a_thread_comes_out_and_what_was_done_stays(clips, tmp_path):
+    with pytest.raises(RuntimeError, match="out of memory"):
+        extract(clips, tmp_path / "store", MeanColour(broken=True), 2)
+    assert len(FeatureStore(tmp_path / "store")) == 8
+    assert extract(clips, tmp_path / "store", MeanColour(), 2).skipped == 8
+    assert verify_store(tmp_path / "store").entries == 30

@@ -106,7 +106,13 @@ def encode_videos(
             )
         else:
             result = extract_videos(
-                sources, network, writer, sampling, workers=workers, progress=progress
+                sources,
+                network,
+                writer,
+                sampling,
+                workers=workers,
+                encoders=2 if device.startswith("cuda") else None,
+                progress=progress,
             )
         errors = write_errors(save, result.failures)
     _report(result, writer, "videos", as_json)

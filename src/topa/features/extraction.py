@@ -5,46 +5,31 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, TimeoutError, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Self
 
-from pebble import ProcessExpired, ProcessPool
+import torch
 
-from topa.errors import VideoError
+from topa.features.decoding import DecodingPool
 from topa.features.encoder import Encoder
 from topa.features.index import Entry
-from topa.features.sources import (
-    DecodedVideo,
-    Failure,
-    Sampling,
-    Source,
-    decode_source,
-    failure_of,
-    limit_process,
-    stamp_of,
-)
+from topa.features.sources import DecodedVideo, Failure, Sampling, Source, stamp_of
 from topa.features.store import encode_tideos
 from topa.features.writer import StoreWriter
 from topa.runs import sha256_of, write_text
 from topa.tideo.schema import Tideo
 
-__all__ = [
-    "DecodingPool",
-    "Extraction",
-    "extract_tideos",
-    "extract_videos",
-    "pending_sources",
-    "write_errors",
-]
+__all__ = ["Extraction", "extract_tideos", "extract_videos", "pending_sources", "write_errors"]
 
-_BATCH_FRAMES = 64
+_BATCH_FRAMES = 32
 _BATCH_BYTES = 256 << 20
 _TIDEOS_AT_ONCE = 256
 Progress = Callable[[int, int], None]
+EncodedVideos = list[tuple[Entry, torch.Tensor]]
 
 
 @dataclass
@@ -75,13 +60,15 @@ def extract_videos(
     sampling: Sampling,
     *,
     workers: int | None = None,
+    encoders: int | None = None,
     progress: Progress | None = None,
 ) -> Extraction:
     """Decode and encode videos, and add them to a store.
 
     Every video is read in a process of its own pool: one that crashes, hangs or takes too much
     memory costs that video, which is then named in `failures`. At most two videos more than
-    there are processes wait to be encoded, however long the list is.
+    there are processes, and one batch more than there are encoding threads, are in memory,
+    however long the list is.
 
     Args:
         sources: The videos; those in the store already are skipped.
@@ -89,43 +76,101 @@ def extract_videos(
         writer: Of the store.
         sampling: Which frames.
         workers: Decoding processes; one for each core by default.
+        encoders: Encoding threads of one core each; one for each core by default.
         progress: Called with the number of videos done and that of all.
     """
     begun = time.monotonic()
+    cores = os.cpu_count() or 1
     result = Extraction(len(sources))
     todo, result.failures = pending_sources(sources, writer)
     result.skipped = len(sources) - len(todo) - len(result.failures)
-    batch: list[DecodedVideo] = []
 
     def report() -> None:
         if progress is not None:
-            done = result.skipped + result.encoded + len(result.failures)
-            progress(done, len(sources))
-
-    def encode() -> None:
-        if batch:
-            encode_videos(batch, encoder, writer)
-            result.encoded += len(batch)
-            result.frames += sum(len(video.times) for video in batch)
-            batch.clear()
-            report()
+            progress(result.skipped + result.encoded + len(result.failures), len(sources))
 
     report()
-    with DecodingPool(sampling, workers or os.cpu_count() or 1) as pool:
-        for found in pool.decode(todo):
-            if isinstance(found, Failure):
-                result.failures.append(found)
+    with (
+        DecodingPool(sampling, workers or cores) as pool,
+        EncodingThreads(encoder, encoders or cores) as threads,
+    ):
+        for videos in _batches(pool.decode(todo), result.failures, report):
+            for done in threads.encode(videos):
+                _store(done, writer, result)
                 report()
-                continue
-            batch.append(found)
-            images = [image for video in batch for image in video.images]
-            size = sum(image.width * image.height * 3 for image in images)
-            if len(images) >= _BATCH_FRAMES or size >= _BATCH_BYTES:
-                encode()
-    encode()
+        for done in threads.finish():
+            _store(done, writer, result)
+            report()
     writer.flush()
     result.seconds = time.monotonic() - begun
     return result
+
+
+def _batches(
+    found: Iterable[DecodedVideo | Failure], failures: list[Failure], report: Callable[[], None]
+) -> Iterator[list[DecodedVideo]]:
+    """Yield videos by as many as fill a batch, and take failures into their list."""
+    batch: list[DecodedVideo] = []
+    frames = size = 0
+    for item in found:
+        if isinstance(item, Failure):
+            failures.append(item)
+            report()
+            continue
+        batch.append(item)
+        frames += len(item.images)
+        size += sum(image.width * image.height * 3 for image in item.images)
+        if frames >= _BATCH_FRAMES or size >= _BATCH_BYTES:
+            yield batch
+            batch, frames, size = [], 0, 0
+    if batch:
+        yield batch
+
+
+def _store(done: EncodedVideos, writer: StoreWriter, result: Extraction) -> None:
+    for entry, rows in done:
+        writer.add(entry, rows)
+        result.encoded += 1
+        result.frames += len(rows)
+
+
+class EncodingThreads:
+    """Threads that encode frames, each on one core: networks use many less well than threads do.
+
+    Args:
+        encoder: Of the frames.
+        number: Of threads.
+    """
+
+    def __init__(self, encoder: Encoder, number: int):
+        self._encoder, self._number = encoder, number
+        self._threads = ThreadPoolExecutor(number)
+        self._running: deque[Future[EncodedVideos]] = deque()
+        self._threads_before = torch.get_num_threads()
+        self._loaded = False
+
+    def __enter__(self) -> Self:
+        torch.set_num_threads(1)  # of every thread that begins after this
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._threads.shutdown(cancel_futures=True)
+        torch.set_num_threads(self._threads_before)
+
+    def encode(self, videos: list[DecodedVideo]) -> Iterator[EncodedVideos]:
+        """Take a batch, and yield those that are done before there is room for it."""
+        if not self._loaded:  # networks load when they are first used: here, not in every thread
+            self._loaded = True
+            yield encode_videos(videos, self._encoder)
+            return
+        if len(self._running) == self._number:
+            yield self._running.popleft().result()
+        self._running.append(self._threads.submit(encode_videos, videos, self._encoder))
+
+    def finish(self) -> Iterator[EncodedVideos]:
+        """Yield what is still being encoded."""
+        while self._running:
+            yield self._running.popleft().result()
 
 
 def pending_sources(
@@ -143,70 +188,11 @@ def pending_sources(
     return todo, changed
 
 
-class DecodingPool:
-    """Processes that read videos; one that dies or hangs costs the video it was at.
-
-    Args:
-        sampling: Which frames, and what reading a video may cost.
-        workers: Number of processes.
-    """
-
-    def __init__(self, sampling: Sampling, workers: int):
-        self._sampling, self._workers = sampling, workers
-        # A fresh interpreter: a fork would copy the threads' locks of libraries in any state.
-        self._pool = ProcessPool(workers, context=get_context("spawn"), initializer=limit_process)
-        # The reader keeps to the limit by itself, unless it hangs inside FFmpeg.
-        self._patience = sampling.time_limit * 1.2 + 10
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._pool.stop()
-        self._pool.join()
-
-    def decode(self, sources: Iterable[Source]) -> Iterator[DecodedVideo | Failure]:
-        """Yield videos, or why they cannot be read, as processes get done with them.
-
-        At most two videos more than there are processes are read and not yet yielded.
-        """
-        waiting: dict[Future[DecodedVideo], Source] = {}
-        queue = iter(sources)
-        while True:
-            while len(waiting) < self._workers + 2 and (source := next(queue, None)) is not None:
-                arguments = (source, self._sampling)
-                task = self._pool.schedule(decode_source, arguments, timeout=self._patience)
-                waiting[task] = source
-            if not waiting:
-                return
-            for future in wait(waiting, return_when=FIRST_COMPLETED).done:
-                yield _result_of(future, waiting.pop(future))
-
-
-def _result_of(future: Future[DecodedVideo], source: Source) -> DecodedVideo | Failure:
-    try:
-        found: DecodedVideo = future.result()
-    except VideoError as error:
-        return failure_of(source, error)
-    except TimeoutError:
-        reason = "reading hung, and was ended"
-    except ProcessExpired as error:
-        reason = f"reading crashed (exit code {error.exitcode})"
-    except MemoryError:
-        reason = "reading took too much memory"
-    except OSError as error:
-        reason = error.strerror or str(error)
-    else:
-        return found
-    return Failure(source.id, str(source.path), f"{source.path}: {reason}")
-
-
-def encode_videos(videos: Sequence[DecodedVideo], encoder: Encoder, writer: StoreWriter) -> None:
-    """Encode the frames of videos together, and add each to a store."""
+def encode_videos(videos: Sequence[DecodedVideo], encoder: Encoder) -> EncodedVideos:
+    """Encode the frames of videos together; return the entry and the features of each."""
     features = encoder.encode_frames([image for video in videos for image in video.images])
     parts = features.split([len(video.images) for video in videos])
-    for video, rows in zip(videos, parts, strict=True):
-        writer.add(entry_of(video), rows)
+    return [(entry_of(video), rows) for video, rows in zip(videos, parts, strict=True)]
 
 
 def entry_of(video: DecodedVideo) -> Entry:

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 
 from topa.errors import ConfigError
+from topa.features.decoding import DecodingPool
 from topa.features.encoder import load_encoder
-from topa.features.extraction import DecodingPool, Extraction, entry_of, pending_sources
+from topa.features.extraction import Extraction, entry_of, pending_sources
 from topa.features.index import Entry
 from topa.features.sources import DecodedVideo, Failure, Sampling, Source
 from topa.features.writer import StoreWriter
