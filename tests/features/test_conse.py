@@ -132,7 +132,7 @@ def test_text_work_does_not_load_the_image_network():
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_smaller_types_change_features_little(encoder, precision):
     skimage = pytest.importorskip("skimage.data")
-    smaller = load_encoder(precision=precision)
+    smaller = load_encoder(f"embedded+{precision}")
     assert smaller.fingerprint == encoder.fingerprint
     texts = ["a dog", "Which animal is seen? A cat", "a man walks over a green meadow " * 60]
     images = [Image.fromarray(getattr(skimage, name)()) for name in ("astronaut", "rocket")]

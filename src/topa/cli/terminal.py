@@ -54,8 +54,9 @@ EncoderOption = Annotated[
     typer.Option(
         "--encoder",
         metavar="embedded|NAME|DIR|open_clip:MODEL/WEIGHTS",
-        help="The bundled one, a CLIP-like model by hub id or folder, or one of open_clip. With"
-        " +truncate after it, long texts are cut off instead of split and averaged.",
+        help="The bundled one, a CLIP-like model by hub id or folder, or one of open_clip. Options"
+        " after it: +truncate cuts long texts off instead of splitting and averaging; +bfloat16,"
+        " +float16 or +float32 is the type of large operations.",
     ),
 ]
 

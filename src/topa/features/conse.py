@@ -12,7 +12,7 @@ import json
 import logging
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from PIL import Image
 from torch.nn import functional
 
 from topa.errors import DataError, FingerprintError, WeightsError
-from topa.features.encoder import Precision, Progress, mixed_precision
+from topa.features.encoder import LongText, Precision, Progress, mixed_precision
 from topa.features.minilm import MINILM_TOKENIZER, TEXT_WINDOW, TextTower
 from topa.features.store import read_features, write_features
 from topa.runs import cache_dir, digest
@@ -154,11 +154,11 @@ class ConseEncoder:
         *,
         device: str = "cpu",
         precision: Precision = "float32",
-        long_text: Literal["split", "truncate"] = "split",
+        long_text: LongText = "split",
     ):
         self._device = device
         self._precision: Precision = precision
-        self._long_text: Literal["split", "truncate"] = long_text
+        self._long_text: LongText = long_text
 
     @cached_property
     def fingerprint(self) -> str:

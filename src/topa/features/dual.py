@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Literal
 
 import torch
 from PIL import Image
@@ -13,11 +12,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from topa.errors import DataError
-from topa.features.encoder import Precision, Progress, mixed_precision
+from topa.features.encoder import LongText, Precision, Progress, mixed_precision
 
-__all__ = ["DualEncoder", "LongText"]
-
-LongText = Literal["split", "truncate"]
+__all__ = ["DualEncoder"]
 
 _log = logging.getLogger(__name__)
 

@@ -8,6 +8,8 @@ from typing import Literal, Protocol, runtime_checkable
 import torch
 from PIL import Image
 
+from topa.errors import ConfigError
+
 Progress = Callable[[int], None]
 """Called with the number of items done so far."""
 
@@ -54,8 +56,9 @@ class Encoder(Protocol):
         ...
 
 
+LongText = Literal["split", "truncate"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
-_TRUNCATE = "+truncate"
+_PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "float16")
 _OPEN_CLIP = "open_clip:"
 
 
@@ -74,29 +77,28 @@ def mixed_precision(precision: Precision, device: str) -> torch.autocast:
     return torch.autocast(kind, dtype=getattr(torch, precision))
 
 
-def load_encoder(
-    name: str = EMBEDDED, *, device: str = "cpu", precision: Precision = "auto"
-) -> Encoder:
+def load_encoder(name: str = EMBEDDED, *, device: str = "cpu") -> Encoder:
     """Return an encoder by name.
 
     Args:
         name: "embedded" for ConSE out of installed packages; `open_clip:MODEL/PRETRAINED` or
             `open_clip:hf-hub:OWNER/NAME` for a model of open_clip; else what
             `transformers.AutoModel.from_pretrained` takes, e.g. "openai/clip-vit-large-patch14".
-            Texts longer than an encoder's context are split and averaged; with `+truncate` after
-            the name they are cut off, as in the paper. The two have different fingerprints.
+            Options follow the name, so that they go wherever it goes. With `+truncate` texts
+            longer than the context are cut off, as in the paper, instead of split and averaged;
+            the two have different fingerprints. `+float32`, `+bfloat16` and `+float16` are the
+            type that large operations run in: by default bfloat16 on a GPU and float32
+            elsewhere, and always float32 for the embedded encoder. All have one fingerprint,
+            since their features have a cosine above 0.999.
         device: Where the networks run; features always come back on the CPU.
-        precision: Type that the large operations run in. It is not part of the fingerprint:
-            features of all types have a cosine above 0.999. `auto` is bfloat16 on a GPU and
-            float32 elsewhere, and always float32 for the embedded encoder.
 
     Raises:
         WeightsError: A package or a model is missing, or is not a dual text-image encoder.
         ConfigError: open_clip is needed and not installed.
     """
-    long_text: Literal["split", "truncate"] = "split"
-    if name.endswith(_TRUNCATE):
-        name, long_text = name.removesuffix(_TRUNCATE), "truncate"
+    name, options = _split_options(name)
+    long_text: LongText = "truncate" if "truncate" in options else "split"
+    precision: Precision = next((kind for kind in _PRECISIONS if kind in options), "auto")
     if name == EMBEDDED:
         from topa.features.conse import ConseEncoder
 
@@ -110,3 +112,18 @@ def load_encoder(
     from topa.features.clip import ClipEncoder
 
     return ClipEncoder(name, device=device, precision=precision, long_text=long_text)
+
+
+def _split_options(name: str) -> tuple[str, set[str]]:
+    """Return a name without the options at its end, and these.
+
+    Raises:
+        ConfigError: Two of them contradict each other.
+    """
+    options: set[str] = set()
+    while (parts := name.rpartition("+"))[2] in ("truncate", *_PRECISIONS) and parts[0]:
+        name = parts[0]
+        options.add(parts[2])
+    if len(options - {"truncate"}) > 1:
+        raise ConfigError("one type is needed, not several", where=f"encoder {name}")
+    return name, options

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from safetensors.torch import load_file
 
-from topa.features.encoder import Progress
+from topa.features.encoder import LongText, Progress
 from topa.weights import MINILM, PackagedFile
 
 __all__ = ["MINILM_TOKENIZER", "TEXT_WINDOW", "TextTower"]
@@ -41,7 +40,7 @@ class TextTower:
 
     dim = 384
 
-    def __init__(self, device: str = "cpu", long_text: Literal["split", "truncate"] = "split"):
+    def __init__(self, device: str = "cpu", long_text: LongText = "split"):
         from tokenizers import Tokenizer
         from transformers import BertConfig, BertModel
 
