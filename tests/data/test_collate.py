@@ -41,6 +41,21 @@ def line() -> Prompt:
     )
 
 
+def test_no_padding_is_computed_and_a_common_beginning_once(tree, line):
+    # Like `tree` up to 10, then another token: only the first is shared.
+    other = Prompt([Segment((10, 12, 11, 0), -1, (-1, -1, -1, 0)), segment([11], 0, True)])
+    features = [torch.ones(2, 5), torch.ones(1, 5), torch.ones(1, 5), torch.ones(2, 5)]
+    batch = collate([tree, line, other, tree], features, SLOTS)
+    row = batch.input_ids.shape[1]
+    own = [*range(10), *range(row, row + 4), *range(2 * row + 1, 2 * row + 5)]
+    assert batch.tokens.tolist() == [*own, *range(3 * row + 2, 3 * row + 10)]
+    assert batch.places[0, :10].tolist() == [*range(10)]
+    assert batch.places[2, :5].tolist() == [0, 14, 15, 16, 17]
+    assert batch.places[3, :10].tolist() == [0, 1, *range(18, 26)]
+    ids = batch.input_ids.flatten()[batch.tokens][batch.places]
+    assert ids[batch.segment_ids >= 0].equal(batch.input_ids[batch.segment_ids >= 0])
+
+
 def test_frames_are_padded_and_masked_never_repeated():
     padded, mask = pad_frames([torch.ones(3, 4), torch.ones(1, 4), torch.ones(0, 4)], 3)
     assert mask.tolist() == [[True] * 3, [True, False, False], [False] * 3]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from topa.data.collate import collate
 from topa.model.scoring import score_options, span_means
 
 
@@ -35,8 +38,7 @@ def test_options_share_one_prefix_pass(passes, make_prompt, make_features):
     [(batch, length)] = seen
     # 40 tokens and 4 slots once, both questions once, and 17 tokens of options.
     assert len(prompt) == 44 + (2 + 3) + 17
-    assert batch == 1
-    assert len(prompt) <= length < len(prompt) + 8  # padded to a multiple of 8
+    assert (batch, length) == (1, len(prompt))  # and no padding
 
 
 def test_prompts_of_similar_length_share_a_batch(passes, make_prompt, make_features):
@@ -44,7 +46,40 @@ def test_prompts_of_similar_length_share_a_batch(passes, make_prompt, make_featu
     lengths = [30, 2, 31, 3]
     prompts = [make_prompt(i, [[2, 2]], before=n) for i, n in enumerate(lengths)]
     score_options(model, prompts, [make_features(i) for i in range(4)], batch_size=2)
-    assert [length for _, length in seen] == [16, 48]
+    # 4 slots, 2 tokens of the question and 2 x 2 of options after those before the video.
+    assert seen == [(1, 2 + 3 + 2 * 10), (1, 30 + 31 + 2 * 10)]
+
+
+def test_prompts_that_begin_alike_share_their_beginning(passes, make_prompt, make_features):
+    model, seen = passes
+    # The same draws of the text before the video; then other options.
+    prompts = [make_prompt(0, [lengths], before=20) for lengths in ([2, 2], [1, 3], [4])]
+    score_options(model, prompts, [make_features(i) for i in range(3)], batch_size=3)
+    assert seen == [(1, 20 + sum(len(prompt) - 20 for prompt in prompts))]
+
+
+def test_gradients_of_a_packed_pass_are_those_of_padded_rows(
+    make_model, make_prompt, make_features
+):
+    model = make_model().double()
+    prompts = [
+        make_prompt(seed, [[2, 3]], before=before) for seed, before in ((0, 6), (0, 6), (1, 2))
+    ]
+    packed = collate(prompts, [make_features(i, 4 - i) for i in range(3)], 4)
+    assert packed.tokens is not None
+    assert len(packed.tokens) == sum(map(len, prompts)) - 6
+    found = []
+    for batch in (packed, replace(packed, tokens=None, places=None)):
+        model.zero_grad()
+        log_probs = model.target_log_probs(batch)
+        log_probs.square().sum().backward()
+        gradients = [p.grad.flatten() for _, p in model.trainable_parameters()]
+        found.append((log_probs.detach(), torch.cat(gradients)))
+    (ours, of_ours), (rows, of_rows) = found
+    # The logits are float32 whatever the model is.
+    torch.testing.assert_close(ours, rows, rtol=1e-6, atol=1e-6)
+    assert of_rows.norm() > 0
+    assert (of_ours - of_rows).norm() / of_rows.norm() < 1e-6
 
 
 def test_scores_come_in_the_order_of_the_prompts(make_model, make_prompt, make_features):

@@ -29,6 +29,9 @@ class Batch:
         target_spans: [N] the labelled segment it belongs to, numbered over the batch.
         span_groups: [M] question with options of each span, -1 for a plain label.
         group_answers: [Q] span of the right option of each question, -1 if unknown.
+        tokens: [K] the positions row * S + column that are computed: not the padding, and what
+            comes before the videos only once where prompts begin alike. None: all of [B, S].
+        places: [B, S] which of the K tokens stands at a position; any one in the padding.
     """
 
     input_ids: Tensor
@@ -43,14 +46,17 @@ class Batch:
     target_spans: Tensor
     span_groups: Tensor
     group_answers: Tensor
+    tokens: Tensor | None = None
+    places: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         """Return the batch with every tensor on `device`."""
-        return Batch(**{item.name: getattr(self, item.name).to(device) for item in fields(self)})
+        return Batch(**{name: tensor.to(device) for name, tensor in self.as_dict().items()})
 
     def as_dict(self) -> dict[str, Tensor]:
         """Return the tensors by name."""
-        return {item.name: getattr(self, item.name) for item in fields(self)}
+        found = {item.name: getattr(self, item.name) for item in fields(self)}
+        return {name: tensor for name, tensor in found.items() if tensor is not None}
 
 
 def pad_frames(features: Sequence[Tensor], num_frames: int) -> tuple[Tensor, Tensor]:
@@ -144,6 +150,7 @@ def collate(
         starts = _place(prompt, row, input_ids, slot_index, segment_ids, visible)
         _collect_targets(prompt, row, starts, targets)
     padded, mask = pad_frames(features, num_frames)
+    tokens, places = _pack(prompts, length)
     return Batch(
         input_ids=input_ids,
         slot_index=slot_index,
@@ -157,7 +164,34 @@ def collate(
         target_spans=torch.tensor(targets.spans, dtype=torch.long),
         span_groups=torch.tensor(targets.span_groups, dtype=torch.long),
         group_answers=torch.tensor(targets.group_answers, dtype=torch.long),
+        tokens=tokens,
+        places=places,
     )
+
+
+def _pack(prompts: Sequence[Prompt], length: int) -> tuple[Tensor, Tensor]:
+    """Return the positions [K] that are computed, and which of them stands where [B, S].
+
+    Text before the first video slot is the same function of itself in every prompt, so that
+    prompts which begin alike share it: it is a tree, walked by (place before, token).
+    """
+    tokens: list[int] = []
+    places = torch.zeros(len(prompts), length, dtype=torch.long)
+    shared: dict[tuple[int, int], int] = {}
+    for row, prompt in enumerate(prompts):
+        root, found, before = prompt.segments[0], [], -1
+        for token, slot in zip(root.ids, root.slots, strict=True):
+            if slot >= 0:
+                break
+            before = shared.setdefault((before, token), len(tokens))
+            if before == len(tokens):
+                tokens.append(row * length + len(found))
+            found.append(before)
+        own = range(len(found), len(prompt))
+        found += range(len(tokens), len(tokens) + len(own))
+        tokens += [row * length + column for column in own]
+        places[row, : len(found)] = torch.tensor(found, dtype=torch.long)
+    return torch.tensor(tokens, dtype=torch.long), places
 
 
 def _place(

@@ -17,7 +17,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import sdpa_mask
 
 from topa.errors import ConfigError
-from topa.model.attention import VideoBias, VideoSpan, attend
+from topa.model.attention import VideoBias, VideoSpan, attend, pack, spread
 from topa.model.packing import check_length
 from topa.model.placement import device_of
 
@@ -170,7 +170,8 @@ def topa_attention(
 
     Args:
         module: The attention module; its `topa_adapter`, if any, is applied.
-        query: [B, H, Q, d], after rotary positions.
+        query: [B, H, Q, d], after rotary positions; packed as [1, H, tokens, d], and keys and
+            values likewise, where `topa_video` has places for them.
         key: [B, Hkv, K, d].
         value: [B, Hkv, K, d].
         attention_mask: [B, 1, Q, K], bool (True = visible) or additive; None = causal.
@@ -193,6 +194,14 @@ def topa_attention(
         )
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     adapter: AdapterLayer | None = getattr(module, "topa_adapter", None)
+    of_prompts = None
+    if adapter is not None:
+        k_a, v_a = _project_prompts(module, adapter, query, topa_video)
+        gate = adapter.gate.tanh().to(query.dtype)[None, :, None, None]
+        of_prompts = gate * _attend_prompts(query, k_a, v_a, scaling)
+    places = topa_video.places if topa_video is not None else None
+    if places is not None:
+        query, key, value = (spread(states, places) for states in (query, key, value))
     bias = None
     if adapter is not None and topa_video is not None:
         slots = topa_video.slots_at(int(module.layer_idx), key.shape[2])  # type: ignore[arg-type]
@@ -207,10 +216,10 @@ def topa_attention(
         softcap=softcap,
         bias=bias,
     )
-    if adapter is not None:
-        k_a, v_a = _project_prompts(module, adapter, query, topa_video)
-        gate = adapter.gate.tanh().to(query.dtype)[None, :, None, None]
-        out = out + gate * _attend_prompts(query, k_a, v_a, scaling)
+    if topa_video is not None and topa_video.tokens is not None:
+        out = pack(out, topa_video.tokens)
+    if of_prompts is not None:
+        out = out + of_prompts
     return out.transpose(1, 2).contiguous(), None
 
 

@@ -32,12 +32,16 @@ class VideoSpan:
         key_starts: For each layer, the position of its first cached key, where a sliding window
             has let go of earlier ones; None if all are there.
         prompts: k_A and v_A of each layer, kept as long as the cache of keys; None without one.
+        tokens: [K] of a `Batch` whose tokens are one row of states; None: states are [B, S].
+        places: [B, S] of the same batch.
     """
 
     slot_keys: Tensor
     after: Tensor
     key_starts: list[int] | None = None
     prompts: dict[int, tuple[Tensor, Tensor]] | None = field(default=None, repr=False)
+    tokens: Tensor | None = None
+    places: Tensor | None = None
 
     def slots_at(self, layer: int, keys: int) -> Tensor:
         """Return [B, K] True at the video slots among the keys that a layer attends to."""
@@ -52,6 +56,8 @@ class VideoSpan:
             self.after.to(device, **kwargs),
             self.key_starts,
             self.prompts,
+            None if self.tokens is None else self.tokens.to(device, **kwargs),
+            None if self.places is None else self.places.to(device, **kwargs),
         )
 
 
@@ -79,6 +85,19 @@ def span_video(
         if not torch.is_grad_enabled():
             span.prompts = vars(cache).setdefault("topa_prompts", {})
     return span
+
+
+def spread(states: Tensor, places: Tensor) -> Tensor:
+    """Return packed states [1, H, K, d] where they stand in their prompts, [B, H, S, d]."""
+    rows = states[0].transpose(0, 1)
+    # As an embedding: its gradient is summed in a fixed order, on a GPU too.
+    return F.embedding(places, rows.flatten(1)).unflatten(-1, rows.shape[1:]).transpose(1, 2)
+
+
+def pack(states: Tensor, tokens: Tensor) -> Tensor:
+    """Return the states of the computed tokens [1, H, K, d] of [B, H, S, d]."""
+    rows = states.transpose(1, 2).flatten(0, 1)
+    return F.embedding(tokens, rows.flatten(1)).unflatten(-1, rows.shape[1:]).transpose(0, 1)[None]
 
 
 @dataclass

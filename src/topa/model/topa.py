@@ -230,7 +230,9 @@ class TopaForConditionalGeneration(TopaPreTrainedModel, GenerationMixin):
         """Return log P(token | its prefix) of every target token of a batch of prompts, [N].
 
         Every prompt is one packed pass: shared prefixes are computed once, siblings do
-        not see each other, and only target positions go through the LLM's head.
+        not see each other, and only target positions go through the LLM's head. Prompts of a
+        batch that begin alike share their instruction, and outside attention no padding is
+        computed: all tokens are one row.
         """
         visible = self.slot_visible(batch.slot_index, batch.frame_mask)
         mask = tree_mask(batch.segment_ids, batch.visible_segments, visible)
@@ -242,13 +244,22 @@ class TopaForConditionalGeneration(TopaPreTrainedModel, GenerationMixin):
             everything = torch.ones_like(visible)
             seen = tree_mask(batch.segment_ids, batch.visible_segments, everything)
         position_ids = seen.sum(-1) - 1
+        layers = mask_layers(mask, position_ids, config)
+        embeds = self.embed(batch.input_ids, batch.slot_index, batch.features)
+        span = span_video(batch.slot_index, 0, slots)
+        if span is not None and batch.tokens is not None and batch.places is not None:
+            span.tokens, span.places = batch.tokens, batch.places
+            embeds = F.embedding(batch.tokens, embeds.flatten(0, 1))[None]
+            position_ids = position_ids.flatten()[batch.tokens][None]
         hidden = decoder(
-            inputs_embeds=self.embed(batch.input_ids, batch.slot_index, batch.features),
-            attention_mask=mask_layers(mask, position_ids, config),
+            inputs_embeds=embeds,
+            attention_mask=layers,
             position_ids=position_ids,
             use_cache=False,
-            topa_video=span_video(batch.slot_index, 0, slots),
+            topa_video=span,
         ).last_hidden_state
+        if batch.places is not None:
+            hidden = F.embedding(batch.places, hidden[0])
         return self.log_probs_of(hidden, batch)
 
     def log_probs_of(self, hidden: Tensor, batch: Batch) -> Tensor:
