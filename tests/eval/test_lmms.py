@@ -119,6 +119,27 @@ def test_lmms_eval_gives_our_accuracy(star, checkpoint, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1000)
+def test_lmms_eval_reads_dialogue_as_we_do(video, checkpoint, tmp_path):
+    """TVQA with subtitles; --log_samples shows the loss of every option."""
+    pytest.importorskip("lmms_eval", reason="lmms-eval wants an environment of its own")
+    benchmark = find_benchmark("tvqa")
+    items = benchmark.read(Path(__file__).parent / "benchmarks" / "published" / "tvqa", "val", True)
+    for item in items:
+        assert item.subtitles
+        shutil.copy(video, tmp_path / f"{item.video}.mp4")
+    task = write_task(benchmark, "val", items, tmp_path, tmp_path / "tasks")
+    run_lmms(task.folder, task.name, checkpoint, tmp_path / "out")
+    (log,) = (tmp_path / "out").rglob(f"*samples_{task.name}.jsonl")
+    samples = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    topa = Topa.from_pretrained(checkpoint)
+    ours = evaluate(topa, items, videos=tmp_path, method="likelihood-normalised")
+    for sample, row in zip(samples, ours.predictions, strict=True):
+        losses = [float(value) for value, _ in sample["filtered_resps"]]
+        assert losses == pytest.approx([-x for x in row["measures"]["likelihood"]], abs=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1000)
 def test_lmms_eval_gives_our_caption_scores(video, checkpoint, tmp_path):
     pytest.importorskip("lmms_eval", reason="lmms-eval wants an environment of its own")
     for name in ("video0", "video1"):

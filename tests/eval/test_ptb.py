@@ -101,7 +101,9 @@ def test_every_text_of_textvid_is_tokenized_as_stanford_does(tmp_path):
         )
     }
     lines = sorted(texts)
-    (tmp_path / "texts.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    # A line between them: where the next one begins like a sentence, "bowl A." loses its stop.
+    text = "".join(f"{line}\nthen\n" for line in lines)
+    (tmp_path / "texts.txt").write_text(text, encoding="utf-8")
     command = ["java", "-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer"]
     done = subprocess.run(
         [*command, "-preserveLines", "-lowerCase", str(tmp_path / "texts.txt")],
@@ -110,7 +112,7 @@ def test_every_text_of_textvid_is_tokenized_as_stanford_does(tmp_path):
         timeout=280,
         check=True,
     )
-    wanted = done.stdout.split("\n")
+    wanted = done.stdout.split("\n")[::2]
     differing = [
         line
         for line, tokens in zip(lines, wanted, strict=False)

@@ -29,7 +29,7 @@ def find_meteor() -> Path | str:
         jar = Path(place) / "meteor" / JAR
         if jar.is_file():
             return jar
-    return "pycocoevalcap, which carries METEOR, is not installed"
+    return "needs its carrier: pip install --no-deps pycocoevalcap==1.2"
 
 
 def score_meteor(captions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 Reproduces what `PTBTokenizer -preserveLines -lowerCase` of Stanford CoreNLP 3.4.1, a Java
 program, gives for captions; tests compare the two. Like the metrics' own scripts, most
 punctuation is dropped afterwards, but brackets are not: their lower-cased names (-lrb-) are not
-in the scripts' list.
+in the scripts' list. Each caption stands alone here; the Java program reads them as one text, so
+that "in bowl A." keeps its full stop or not by how the next caption begins.
 """
 
 from __future__ import annotations
