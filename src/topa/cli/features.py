@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -33,6 +34,18 @@ StoreOption = Annotated[
     Path, typer.Option("--out", metavar="STORE", help="Folder of the feature store.")
 ]
 TypeOption = Annotated[TypeName, typer.Option("--dtype", help="Type of a new store.")]
+TimeLimitOption = Annotated[
+    float, typer.Option("--time-limit", min=0.1, help="Most seconds to read one video.")
+]
+MaxPixelsOption = Annotated[
+    int, typer.Option("--max-pixels", min=1, help="Most pixels (width * height) of a frame.")
+]
+MaxFramesOption = Annotated[
+    int, typer.Option("--max-frames", min=1, help="Most frames of one video, with --fps.")
+]
+DecoderOption = Annotated[
+    DecoderName, typer.Option("--decoder", help="auto: torchcodec where it loads, else PyAV.")
+]
 
 
 def encode_videos(
@@ -51,18 +64,10 @@ def encode_videos(
     workers: Annotated[
         int | None, typer.Option("--workers", min=1, help="Decoding processes.  [default: cores]")
     ] = None,
-    time_limit: Annotated[
-        float, typer.Option("--time-limit", min=0.1, help="Most seconds to read one video.")
-    ] = 60.0,
-    max_pixels: Annotated[
-        int, typer.Option("--max-pixels", min=1, help="Most pixels (width * height) of a frame.")
-    ] = 2**26,
-    max_frames: Annotated[
-        int, typer.Option("--max-frames", min=1, help="Most frames of one video, with --fps.")
-    ] = 1024,
-    decoder: Annotated[
-        DecoderName, typer.Option("--decoder", help="auto: torchcodec where it loads, else PyAV.")
-    ] = "pyav",
+    time_limit: TimeLimitOption = 60.0,
+    max_pixels: MaxPixelsOption = 2**26,
+    max_frames: MaxFramesOption = 1024,
+    decoder: DecoderOption = "pyav",
     engine: Annotated[
         EngineName, typer.Option("--engine", help="This machine's processes, or a Ray cluster.")
     ] = "local",
@@ -88,21 +93,12 @@ def encode_videos(
     network = load_encoder(encoder, device=device)
     writer = StoreWriter(save, network.fingerprint, network.dim, sampling.choice(), dtype)
     with writer, show_progress("videos") as show:
-
-        def progress(done: int, total: int) -> None:
-            show("videos", done, total)
-
+        progress = partial(show, "videos")
         if engine == "ray":
             from topa.scale.extraction import extract_with_ray
 
             result = extract_with_ray(
-                sources,
-                encoder,
-                writer,
-                sampling,
-                device=device,
-                decoders=workers,
-                progress=progress,
+                sources, encoder, writer, sampling, device, decoders=workers, progress=progress
             )
         else:
             result = extract_videos(

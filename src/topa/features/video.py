@@ -111,16 +111,14 @@ def read_clip(
             empty or outside the video, a frame is too large, there are too many frames, or
             the time limit has passed.
     """
-    for name, value in (
-        ("num_frames", num_frames),
-        ("fps", 1 if fps is None else fps),
-        ("max_pixels", max_pixels),
-        ("max_frames", max_frames),
-        ("time_limit", time_limit),
-        ("threads", threads),
-    ):
-        if not (value > 0 and math.isfinite(value)):
-            raise ConfigError(f"{name} must be positive, got {value}", where="read_clip")
+    _check_positive(
+        num_frames=num_frames,
+        fps=1 if fps is None else fps,
+        max_pixels=max_pixels,
+        max_frames=max_frames,
+        time_limit=time_limit,
+        threads=threads,
+    )
     path = _checked_path(path)
     limits = Limits(max_pixels, time_limit, time.monotonic() + time_limit, threads)
     times: list[float] = []
@@ -177,6 +175,12 @@ def _open(path: Path, limits: Limits, decoder: Decoder) -> _ImageReader:
     if path.is_dir():
         return FolderReader(path, limits)
     return WebpReader(path, limits) if is_webp(path) else _FrameReader(path, limits, decoder)
+
+
+def _check_positive(**numbers: float) -> None:
+    for name, value in numbers.items():
+        if not (value > 0 and math.isfinite(value)):
+            raise ConfigError(f"{name} must be positive, got {value}", where="read_clip")
 
 
 def _check_count(path: Path, count: int, most: int) -> None:
