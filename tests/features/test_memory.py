@@ -48,7 +48,9 @@ def test_any_chunk_gives_the_one_shot_answer(rows, count, chunk, temperature, se
 
 @pytest.mark.parametrize("attend", [_attend_fused, _attend_plain])
 @pytest.mark.parametrize("rows", [1, 7, 2048, 2500])
-def test_both_ways_of_attending_agree_with_float64(attend, rows):
+@pytest.mark.parametrize("threads", [1, 3])  # 3 leave a row or two over
+def test_both_ways_of_attending_agree_with_float64(attend, rows, threads, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     queries, memory = unit(5, 16, seed=1) * 100, unit(rows, 16)
     mixed, logsum = attend(queries, memory)
     scores = queries.double() @ memory.double().T

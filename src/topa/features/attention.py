@@ -58,16 +58,21 @@ def _attend_fused(queries: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tens
 
     The rows are dealt out as heads of PyTorch's attention kernel, one for each thread: unlike
     `scaled_dot_product_attention` the kernel itself also returns the log-sum-exp that joins
-    the parts exactly.
+    the parts exactly. Rows that are left over when all have as many are a part of their own.
     """
-    threads = torch.get_num_threads()
-    heads = max(count for count in range(1, threads + 1) if len(rows) % count == 0)
-    keys = rows.view(1, heads, -1, rows.shape[1])
-    mixed, logsums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        queries.expand(1, heads, *queries.shape), keys, keys, scale=1.0
-    )
-    shares = logsums[0].softmax(0)[..., None]
-    return (mixed[0] * shares).sum(0), logsums[0].logsumexp(0)[:, None]
+    heads = min(torch.get_num_threads(), len(rows))
+    even = len(rows) // heads * heads
+    found = []
+    for part in (rows[:even].view(heads, -1, rows.shape[1]), rows[None, even:]):
+        if part.shape[1]:
+            keys, each = part[None], queries.expand(1, len(part), *queries.shape)
+            found.append(
+                torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+                    each, keys, keys, scale=1.0
+                )
+            )
+    mixed, logsums = (torch.cat(parts, 1)[0] for parts in zip(*found, strict=True))
+    return (mixed * logsums.softmax(0)[..., None]).sum(0), logsums.logsumexp(0)[:, None]
 
 
 def _attend_plain(queries: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -20,7 +20,7 @@ from topa.runs import atomic_path, digest, read_json, write_json
 from topa.tideo.schema import Tideo
 from topa.tideo.textvid import load_tideos
 
-_CHUNK = 1 << 16  # rows of memory at a time, divided among the threads
+_CHUNK = 1 << 16  # rows at a time that are converted to float32
 _SCORES = 2048  # rows whose scores are held at once where the largest are looked for
 _QUERIES = 1024  # features at a time
 _UNIT_TOLERANCE = {"float32": 1e-3, "float16": 2e-3, "bfloat16": 1e-2, "int8": 3e-2}
@@ -144,7 +144,7 @@ class Memory:
         mask: torch.Tensor | None = None,
         *,
         fingerprint: str | None = None,
-        chunk: int = _CHUNK,
+        chunk: int | None = None,
         top_k: int | None = None,
         max_dropped: float = 0.01,
     ) -> torch.Tensor:
@@ -159,7 +159,8 @@ class Memory:
             mask: [...] bool, True where there is a frame. Masked frames come back as zeros;
                 so do zero vectors, which have no direction to project.
             fingerprint: Of the encoder of `features`, refused where it is not the memory's.
-            chunk: Rows of memory at a time.
+            chunk: Rows of memory at a time; by default all where they are kept in float32 (the
+                kernel goes through them piece by piece), else as many as are converted at once.
             top_k: Mix the k nearest rows alone.
             max_dropped: The share of the softmax that `top_k` may leave out of any feature; it
                 is measured, exactly, for each.
@@ -181,6 +182,8 @@ class Memory:
             raise DataError(
                 f"mask {list(mask.shape)} for features {list(features.shape)}", where="memory"
             )
+        if chunk is None:
+            chunk = len(self) if self.features.dtype == torch.float32 else _CHUNK
         present = features.ne(0).any(-1)
         if mask is not None:
             present &= mask.to(present)
