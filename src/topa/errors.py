@@ -107,3 +107,9 @@ class TimeLimitError(RequestError):
     """A request that took longer than the server gives it."""
 
     status = 504
+
+
+class EngineError(RequestError):
+    """Another engine, which the server asks, does not answer as it should."""
+
+    status = 502

@@ -44,6 +44,12 @@ def serve(
         list[Path] | None,
         typer.Option("--allow-path", metavar="DIR", help="Read videos of this folder; repeat it."),
     ] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            "--engine", metavar="URL", help="Let vLLM, with the LLM of topa merge, write answers."
+        ),
+    ] = None,
     checkpoint: CheckpointOption = "embedded",
 ) -> None:
     """Answer over HTTP, as OpenAI's interface does.
@@ -53,8 +59,10 @@ def serve(
     \b
     topa serve --port 8000 max_requests=32
     curl localhost:8000/v1/models
+    topa serve --checkpoint runs/mine/final --engine http://127.0.0.1:8001/v1
     """
-    resolved = _settle(settings, config, domains, paths)
+    chosen = [f"engine={engine}"] if engine else []
+    resolved = _settle([*chosen, *(settings or [])], config, domains, paths)
     with _extra("serve"):
         from topa.serve.run import run_server
     from topa.serve.settings import KEYS_VARIABLE, ApiKeys

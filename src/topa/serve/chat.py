@@ -128,6 +128,8 @@ class Conversation:
     """
 
     def __init__(self, service: Service, request: ChatRequest, video: SeenVideo):
+        if service.remote is not None and "no_repeat_ngram_size" in request.model_fields_set:
+            raise RequestError("the engine cannot keep to it", where="no_repeat_ngram_size")
         prompt = build_prompt(service.topa.builder, request.messages)
         is_caption = prompt == service.topa.builder.caption()
         samplings = samplings_of(request, is_caption, service.config.max_answers)

@@ -24,6 +24,7 @@ from topa.serve.decoding import Decoders
 from topa.serve.engine import Engine
 from topa.serve.fetching import Fetcher
 from topa.serve.metrics import Metrics
+from topa.serve.remote import RemoteEngine
 from topa.serve.settings import ServeConfig
 from topa.serve.sources import Material, Sources
 from topa.serve.writing import Piece, Sampling
@@ -88,6 +89,9 @@ class Service:
         self.topa, self.config, self.name = topa, config, name
         self.metrics = Metrics()
         self.engine = Engine(topa, self.metrics, config.batch_rows, config.cached_prefixes)
+        self.remote: RemoteEngine | None = None
+        if config.engine is not None:
+            self.remote = RemoteEngine(topa, config.engine, config.request_seconds)
         self._folder = tempfile.TemporaryDirectory(prefix="topa-")
         self._sources = Sources(config, Path(self._folder.name), fetcher)
         self._decoders = Decoders(config)
@@ -106,6 +110,8 @@ class Service:
     async def close(self) -> None:
         """Finish what was begun, and end threads and processes."""
         await self.engine.close()
+        if self.remote is not None:
+            await self.remote.close()
         await asyncio.to_thread(self._decoders.close)
         self._encoding.shutdown()
         self._folder.cleanup()
@@ -239,8 +245,10 @@ class Service:
             raise TooLargeError(
                 f"answers have at most {config.max_tokens} tokens", where="max_tokens"
             )
-        key = (video.key, use_memory)
-        return self.engine.write(key, video.shown(use_memory, blind), prompt, samplings)
+        shown = video.shown(use_memory, blind)
+        if self.remote is not None:
+            return self.remote.write(shown, prompt, samplings)
+        return self.engine.write((video.key, use_memory), shown, prompt, samplings)
 
     def _check_length(self, prompt: Prompt) -> None:
         most = self.config.max_prompt_tokens

@@ -41,7 +41,8 @@ class ServeConfig(Section):
         max_prompt_tokens: Longest prompt, all options of a question together.
         max_answers: Most answers to one request (`n`).
         cached_videos: Videos whose features are kept.
-        cached_prefixes: Videos whose part of the LLM's cache is kept.
+        cached_prefixes: Videos whose part of the LLM's cache is kept, by instruction.
+        engine: Address of another engine that writes the answers, with the LLM of `topa merge`.
     """
 
     allow_domains: list[str] = Field(default_factory=list)
@@ -63,6 +64,7 @@ class ServeConfig(Section):
     max_answers: PositiveInt = 8
     cached_videos: PositiveInt = 256
     cached_prefixes: PositiveInt = 32
+    engine: str | None = Field(None, pattern=r"^https?://")
 
     @field_validator("allow_domains")
     @classmethod

@@ -81,6 +81,43 @@ class Piece:
     finish: Finish | None = None
 
 
+class Flow:
+    """What of a growing text can be shown.
+
+    Args:
+        sampling: Says where it stops.
+    """
+
+    def __init__(self, sampling: Sampling):
+        self._sampling = sampling
+        self._sent = ""
+
+    def follow(self, text: str, finish: Finish | None) -> tuple[str, Finish | None]:
+        """Return what is new in a text that was continued, and why it ended, if it did."""
+        text = text.lstrip()
+        ends = [place for stop in self._sampling.stop if (place := text.find(stop)) >= 0]
+        if ends:
+            text, finish = text[: min(ends)], "stop"
+        shown = text.rstrip() if finish else self._settled(text)
+        if self._sampling.whole_sentences:
+            shown = drop_unfinished(shown) if finish else _finished(shown)
+        # What was sent stays: only text that follows it can be added.
+        added = shown[len(self._sent) :]
+        self._sent += added
+        return added, finish
+
+    def _settled(self, text: str) -> str:
+        """Return what cannot change any more: no half character, space, or start of a stop."""
+        text = text.rstrip("\ufffd")
+        held = 0
+        for stop in self._sampling.stop:
+            for length in range(min(len(stop) - 1, len(text)), 0, -1):
+                if text.endswith(stop[:length]):
+                    held = max(held, length)
+                    break
+        return text[: len(text) - held].rstrip()
+
+
 class Writer:
     """Writes one answer, a token for each row of logits.
 
@@ -103,7 +140,7 @@ class Writer:
         self._tokenizer, self._eos_id, self._sampling = tokenizer, eos_id, sampling
         self._ids = list(prompt_ids)
         self._start = len(self._ids)
-        self._sent = ""
+        self._flow = Flow(sampling)
         self._generator: torch.Generator | None = None
         if sampling.temperature > 0:
             self._generator = torch.Generator()
@@ -139,16 +176,8 @@ class Writer:
             piece.finish = "stop"
         elif count >= self._sampling.max_tokens:
             piece.finish = "length"
-        text = self._decode(self._ids[self._start :]).lstrip()
-        ends = [place for stop in self._sampling.stop if (place := text.find(stop)) >= 0]
-        if ends:
-            text, piece.finish = text[: min(ends)], "stop"
-        shown = text.rstrip() if piece.finish else self._settled(text)
-        if self._sampling.whole_sentences:
-            shown = drop_unfinished(shown) if piece.finish else _finished(shown)
-        # What was sent stays: only text that follows it can be added.
-        piece.text = shown[len(self._sent) :]
-        self._sent += piece.text
+        text = self._decode(self._ids[self._start :])
+        piece.text, piece.finish = self._flow.follow(text, piece.finish)
         return piece
 
     def _choose(self, logits: Tensor) -> int:
@@ -175,17 +204,6 @@ class Writer:
 
     def _decode(self, ids: Sequence[int]) -> str:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
-
-    def _settled(self, text: str) -> str:
-        """Return what cannot change any more: no half character, space, or start of a stop."""
-        text = text.rstrip("\ufffd")
-        held = 0
-        for stop in self._sampling.stop:
-            for length in range(min(len(stop) - 1, len(text)), 0, -1):
-                if text.endswith(stop[:length]):
-                    held = max(held, length)
-                    break
-        return text[: len(text) - held].rstrip()
 
 
 def _finished(text: str) -> str:
