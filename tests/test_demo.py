@@ -20,6 +20,7 @@ from rich.console import Console
 
 from topa.answer import ExplainedFrame, Topa
 from topa.config import AlignConfig, dump_config, load_config
+from topa.data.questions import from_tideos
 from topa.demo import run_demo
 from topa.demo.accuracy import SAMPLE, draw_questions
 from topa.demo.model import (
@@ -34,7 +35,6 @@ from topa.demo.narration import Narrator
 from topa.demo.report import render_report
 from topa.demo.video import GENERAL_QUESTIONS, Watched, spell_answer, write_frames
 from topa.errors import CheckpointError, ConfigError, TopaError, VideoError
-from topa.eval.questions import from_tideos
 from topa.features.encoder import Encoder
 from topa.features.samples import SAMPLE_QUESTIONS
 from topa.model.loading import load_model

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from topa.answer import Answer, Topa
     from topa.config import AlignConfig, load_config
     from topa.data.dataset import TideoDataset
+    from topa.data.questions import VideoQuestion, read_questions
     from topa.data.templates import PromptBuilder
     from topa.errors import TopaError
-    from topa.eval.questions import VideoQuestion, read_questions
     from topa.eval.run import Report, evaluate
     from topa.features.encoder import Encoder, load_encoder
     from topa.features.memory import Memory
@@ -45,7 +45,7 @@ _MODULES = {
     "TopaError": "topa.errors",
     "TopaForConditionalGeneration": "topa.model.topa",
     "TopaProcessor": "topa.model.processor",
-    "VideoQuestion": "topa.eval.questions",
+    "VideoQuestion": "topa.data.questions",
     "align": "topa.train.align",
     "encode_tideos": "topa.features.store",
     "evaluate": "topa.eval.run",
@@ -54,7 +54,7 @@ _MODULES = {
     "load_textvid": "topa.tideo.textvid",
     "load_tideos": "topa.tideo.textvid",
     "read_clip": "topa.features.video",
-    "read_questions": "topa.eval.questions",
+    "read_questions": "topa.data.questions",
     "read_tideos": "topa.tideo.schema",
     "write_tideos": "topa.tideo.schema",
 }

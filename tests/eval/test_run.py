@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from topa.answer import Topa
+from topa.data.questions import VideoQuestion, from_tideos, read_questions
 from topa.data.templates import TEMPLATE_VERSION
 from topa.errors import ConfigError
 from topa.eval import measuring, run, sources
 from topa.eval.log import PredictionLog, Shard
 from topa.eval.measuring import token_limit
-from topa.eval.questions import VideoQuestion, from_tideos, read_questions
 from topa.eval.run import Evaluation, evaluate, fingerprint_of_trainables, tideo_features
 from topa.eval.sources import TextFeatures, VideoFolder
 from topa.features.memory import Memory

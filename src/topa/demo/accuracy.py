@@ -9,8 +9,8 @@ from typing import Any
 from rich.table import Table
 
 from topa.answer import Method, Topa
+from topa.data.questions import VideoQuestion, from_tideos
 from topa.demo.narration import Narrator
-from topa.eval.questions import VideoQuestion, from_tideos
 from topa.eval.run import Report, evaluate, tideo_features
 from topa.tideo.schema import Tideo
 from topa.tideo.textvid import load_textvid

@@ -116,21 +116,9 @@ def run_data_arms(
     """
     check_task("data-size", job, task)
     questions = [item for item in training.items if isinstance(item, VideoQuestion)]
-    asked = {item.video for item in task.items}
-    if shared := asked & {item.video for item in questions}:
-        raise ConfigError(
-            f"{len(shared)} videos are both trained on and evaluated, such as {min(shared)}",
-            where="data-size",
-            mend="Name other questions to train on: --train, or --train-split.",
-        )
     opened = open_job(training_job, training)
     assert isinstance(opened.evaluation, Evaluation)
-    if training_job.name in opened.evaluation.topa.model.config.tideos:
-        raise ConfigError(
-            f"{job.checkpoint} was pre-aligned on these Tideos, which is no start without them",
-            where=f"data-size, {training_job.name}",
-            mend="Name a checkpoint that was not, or other questions with --train.",
-        )
+    _check_new(task, training, training_job, opened.evaluation.topa)
     load = opened.evaluation.source.load
     arms = []
     for share in shares or SHARES:
@@ -145,6 +133,27 @@ def run_data_arms(
             topa = Topa.from_pretrained(done.checkpoint)
             arms.append(Arm(name, evaluate_arm(topa, job, task, folder / "answers", progress)))
     return arms
+
+
+def _check_new(task: Task, training: Task, training_job: Job, topa: Topa) -> None:
+    """Refuse to train on what is evaluated, or on what the checkpoint has learned from already.
+
+    Raises:
+        ConfigError: It is.
+    """
+    shared = {item.video for item in task.items} & {item.video for item in training.items}
+    if shared:
+        raise ConfigError(
+            f"{len(shared)} videos are both trained on and evaluated, such as {min(shared)}",
+            where="data-size",
+            mend="Name other questions to train on: --train, or --train-split.",
+        )
+    if training_job.name in topa.model.config.tideos:
+        raise ConfigError(
+            "the checkpoint was pre-aligned on these Tideos: there is no start without them",
+            where=f"data-size, {training_job.name}",
+            mend="Name a checkpoint that was not, or other questions with --train.",
+        )
 
 
 def draw_videos(

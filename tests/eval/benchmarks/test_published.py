@@ -149,3 +149,15 @@ def test_the_prompts_are_the_golden_ones(name, topa, monkeypatch):
     )
     golden = (HERE / "golden" / f"{name}.txt").read_text(encoding="utf-8")
     assert found == golden, "if this is meant, change TEMPLATE_VERSION and the golden file"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_benchmark_is_asked_in_the_same_words(name):
+    """Only the question, the options and the dialogue are the benchmark's."""
+    text = (HERE / "golden" / f"{name}.txt").read_text(encoding="utf-8")
+    ends = [part.split("\n|")[0].splitlines()[-1].strip() for part in text.split("=== ")[1:]]
+    if find_benchmark(name).task == "caption":
+        assert ends == ["Answer: It is a video of"]
+    else:
+        answer = "Answer: The correct choice is"
+        assert ends == ["Answer:", answer, answer]
