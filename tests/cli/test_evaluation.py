@@ -76,6 +76,10 @@ def test_a_run_and_its_pages(clips, checkpoint, tmp_path):
     assert "other settings (method)" in refused.stderr
     compared = run("compare", tmp_path / "run", tmp_path / "run", "--json")
     assert json.loads(compared.stdout)["metrics"][0]["difference"] == 0
+    shown = run("compare", tmp_path / "run", tmp_path / "run").stdout
+    assert f"B: {tmp_path / 'run'}" in shown  # whole, however long it is
+    assert "accuracy" in shown
+    assert "+0.0" in shown
 
 
 def test_two_shards_write_the_report_of_one_run(clips, checkpoint, tmp_path):

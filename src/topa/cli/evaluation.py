@@ -221,10 +221,11 @@ def compare(
         print_json(found)
         return
     table = Table(box=None, pad_edge=False)
-    for title in ("", str(first), str(second), "B - A", "± error", "p", "n"):
+    for title in ("", "A", "B", "B - A", "± error", "p", "n"):
         table.add_column(title, justify="right" if title else "left", no_wrap=True)
     for row in found["metrics"]:
         table.add_row(*_comparison_row(row))
+    typer.echo(f"A: {first}\nB: {second}\n")
     out.print(table, markup=False)
     for line in found["notes"]:
         typer.echo(line)
