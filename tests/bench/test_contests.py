@@ -53,3 +53,12 @@ def test_features(tmp_path):
 def test_video(tmp_path):
     assert len(assert_agree(contest_video(tmp_path, 5, 4))) == 4
     assert torch.is_grad_enabled()
+
+
+def test_memory_needs_no_room_for_scores():
+    details = contest_memory(400_000, 32, 10).details()
+    if details["extra_mb_reference"] is None:
+        pytest.skip("the peak of resident memory is not known on this system")
+    # The scores alone are 16 MB; some of it may be room that the process had already.
+    assert details["extra_mb_reference"] > 8
+    assert details["extra_mb_ours"] <= details["extra_mb_reference"] / 10

@@ -81,7 +81,7 @@ def draw_features(tideos: Sequence[Tideo], generator: torch.Generator) -> TideoF
     return TideoFeatures(texts, offsets, frames, mean_rows(texts, offsets), "random")
 
 
-def contest_choice(bench: Bench, count: int = 2) -> Contest:
+def contest_choice(bench: Bench, count: int = 4) -> Contest:
     """Questions of five options answered by letter."""
     paper = PaperModel(bench.model)
     asked: list[tuple[int, Any]] = []
@@ -228,8 +228,13 @@ class Learning:
         return torch.cat([gradient.flatten() for gradient in found])
 
     def details(self) -> dict[str, Any]:
-        """Return tokens and operations of a pass, and our share of the peak (real tokens)."""
+        """Return tokens and operations of a pass, and our share of the peak (no padding)."""
         lengths = [self.dataset.length(index) for index in self.kept]
+        # What samples of a batch have in common is computed once, and counted once.
+        computed = sum(
+            self.collator([self.dataset[i] for i in indices])["tokens"].numel()
+            for indices in self.batches
+        )
         targets = sum(
             len(segment.ids)
             for index in self.kept
@@ -237,7 +242,7 @@ class Learning:
             if segment.is_label
         )
         cost, count = StepCost(self.bench.model), len(lengths)
-        operations = cost.of(count, sum(lengths), sum(n * n for n in lengths), targets)
+        operations = cost.of(count, computed, sum(n * n for n in lengths), targets)
         padded = cost.of(count, LENGTH * count, 2 * LENGTH**2 * count, LENGTH * count)
         peak = measure_peak(torch.device("cpu"), torch.float32)
         used = time.process_time()
@@ -246,6 +251,7 @@ class Learning:
         seconds = (time.process_time() - used) / torch.get_num_threads()
         return {
             "tokens": sum(lengths),
+            "computed_tokens": computed,
             "padded_tokens_of_reference": LENGTH * count,
             "operations_of_reference_per_ours": round(padded / operations, 2),
             "mfu": round(operations / seconds / peak, 3),
@@ -253,7 +259,7 @@ class Learning:
         }
 
 
-def contest_align(bench: Bench, folder: Path, count: int = 4, batch_size: int = 4) -> Contest:
+def contest_align(bench: Bench, folder: Path, count: int = 16, batch_size: int = 8) -> Contest:
     """Learning from samples of the paper's tasks."""
     learning = Learning(bench, folder, count, batch_size)
 

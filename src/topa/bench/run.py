@@ -146,9 +146,15 @@ def make_table(report: dict[str, Any]) -> str:
         f" {loads[0]:g} to {loads[-1]:g}, torch {machine['packages']['torch']}, commit"
         f" {_each(rows, 'commit')}, {_each(rows, 'date')}.",
         "",
-        *(f"- {row['name']}: {row['setting']}." for row in rows),
+        *(f"- {row['name']}: {row['setting']}.{_list_details(row['details'])}" for row in rows),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _list_details(details: dict[str, Any]) -> str:
+    """Return further figures as a sentence; none where there are none."""
+    known = [f"{name.replace('_', ' ')} {value}" for name, value in details.items()]
+    return f" Measured beside: {', '.join(known)}." if known else ""
 
 
 def _each(rows: Sequence[dict[str, Any]], name: str) -> str:
