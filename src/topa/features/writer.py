@@ -69,7 +69,7 @@ class StoreWriter:
             }
             self._begin(header)
             opened.pop_all()
-        self._pending: list[tuple[Entry, torch.Tensor]] = []
+        self._pending: dict[str, tuple[Entry, torch.Tensor]] = {}
         self._bytes, self._since = 0, time.monotonic()
 
     def _begin(self, header: dict[str, Any]) -> None:
@@ -125,7 +125,7 @@ class StoreWriter:
             os.close(self._lock)
 
     def __contains__(self, key: str) -> bool:
-        return key in self.store or any(entry.id == key for entry, _ in self._pending)
+        return key in self.store or key in self._pending
 
     def add(self, entry: Entry, features: torch.Tensor) -> None:
         """Add features [rows, d]; they are on disk after the next `flush`, at most 30 s later.
@@ -143,7 +143,7 @@ class StoreWriter:
         if not features.isfinite().all():
             raise DataError("a feature is not finite", where=entry.id)
         rows = features.detach().to("cpu", DTYPES[self.store.header["dtype"]])
-        self._pending.append((replace(entry, rows=len(rows)), rows))
+        self._pending[entry.id] = (replace(entry, rows=len(rows)), rows)
         self._bytes += rows.nbytes
         if self._bytes >= SHARD_BYTES or time.monotonic() - self._since >= FLUSH_SECONDS:
             self.flush()
@@ -152,10 +152,10 @@ class StoreWriter:
         """Write what is pending as one shard: its features first, then the index."""
         if self._pending:
             path = self.folder / f"shard-{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.safetensors"
-            features = torch.cat([rows for _, rows in self._pending])
+            features = torch.cat([rows for _, rows in self._pending.values()])
             with atomic_path(path) as temporary:
                 save_file({"features": features}, temporary)
-            write_index(path, [entry for entry, _ in self._pending])
+            write_index(path, [entry for entry, _ in self._pending.values()])
             sync_folder(self.folder)
             self._pending.clear()
             self.store.refresh()

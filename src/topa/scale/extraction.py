@@ -118,7 +118,7 @@ def extract_with_ray(
         rows = _run_pipeline(todo, encoder, sampling, device, actors)
         given = {source.id: str(source.path) for source in todo}
         for row in rows:
-            # Done twice where an actor was lost after it had handed this over: taken once.
+            # It comes twice where an actor was lost after it had handed it over.
             _take(pickle.loads(row["result"]), given, writer, result)
             if progress is not None:
                 progress(result.skipped + result.encoded + len(result.failures), len(sources))
@@ -224,14 +224,15 @@ def _take(
     writer: StoreWriter,
     result: Extraction,
 ) -> None:
-    """Put one video into the store, or its failure into the list."""
+    """Put one video into the store, or its failure into the list; the second time do nothing."""
+    key = found.id if isinstance(found, Failure) else found[0].id
+    source = given.pop(key, None)
+    if source is None:
+        return
     if isinstance(found, Failure):
-        if all(found.id != known.id for known in result.failures):
-            result.failures.append(replace(found, source=given[found.id]))
+        result.failures.append(replace(found, source=source))
         return
     entry, features = found
-    if entry.id in writer:
-        return
-    writer.add(replace(entry, source=given[entry.id]), torch.from_numpy(features))
+    writer.add(replace(entry, source=source), torch.from_numpy(features))
     result.encoded += 1
     result.frames += len(features)
