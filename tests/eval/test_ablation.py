@@ -33,6 +33,9 @@ def test_every_way_of_choosing_from_three_passes(job, tmp_path):
         *("selection", "similarity", "combined", "generation"),
     ]
     assert {arm.report.n for arm in arms} == {8}
+    summary = summarise_arms("scoring", arms)
+    assert summary["reference"] == "selection"
+    assert [row["difference"] is None for row in summary["rows"]].index(True) == 3
     alone = run_evaluation_arms(
         "frames",
         Job(job.name, limit=8, checkpoint=job.checkpoint, method="likelihood-raw"),

@@ -227,7 +227,7 @@ def summarise_arms(name: AblationName, arms: Sequence[Arm]) -> dict[str, Any]:
     """
     rows = []
     for i, arm in enumerate(arms):
-        report, base = arm.report, arms[_reference(name, i, len(arms))]
+        report, base = arm.report, arms[_reference(name, i, arms)]
         difference = None
         if arm is not base:
             (difference,) = compare_rows(base.report.predictions, report.predictions)["metrics"]
@@ -251,7 +251,7 @@ def summarise_arms(name: AblationName, arms: Sequence[Arm]) -> dict[str, Any]:
         "question": QUESTIONS[name],
         "title": base.report.title,
         "expected": base.report.expected,
-        "method": base.report.method,
+        "method": "each by itself" if name == "scoring" else base.report.method,
         "reference": "from scratch, as much data" if name == "data-size" else base.name,
         "fingerprints": base.report.fingerprints,
         "commit": base.report.commit,
@@ -259,11 +259,13 @@ def summarise_arms(name: AblationName, arms: Sequence[Arm]) -> dict[str, Any]:
     }
 
 
-def _reference(name: AblationName, index: int, count: int) -> int:
+def _reference(name: AblationName, index: int, arms: Sequence[Arm]) -> int:
     """Return the index of the setting that another one is compared with."""
     if name == "data-size":
         return index | 1  # pairs: pre-aligned, then from scratch on the same data
-    return 0 if name in ("projection", "blind", "tasks") else count - 1
+    if name == "scoring":
+        return [arm.name for arm in arms].index("selection")  # the paper's way
+    return 0 if name in ("projection", "blind", "tasks") else len(arms) - 1
 
 
 def _folder(label: str) -> str:
