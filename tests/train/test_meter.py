@@ -45,14 +45,16 @@ def test_speeds_leave_pauses_out_and_count_no_padding(monkeypatch):
     model = make_model("projector")
     meter = Meter(StepCost(model), 1e9, torch.device("cpu"))
     segments = torch.tensor([[0, 0, 0, -1], [0, 0, -1, -1]])
-    meter.count({"segment_ids": segments, "target_ids": torch.zeros(2)})
+    # The two have one token in common.
+    computed = torch.tensor([0, 1, 2, 5])
+    meter.count({"segment_ids": segments, "target_ids": torch.zeros(2), "tokens": computed})
     with meter.wait():
         clock[0] += 1.0
     with meter.pause():
         clock[0] += 100.0
     clock[0] += 3.0
     found = meter.read(lambda counts: counts, 1)
-    expected = StepCost(model).of(2, 5, 9 + 4, 2) / 4.0 / 1e9
+    expected = StepCost(model).of(2, 4, 9 + 4, 2) / 4.0 / 1e9
     assert found == pytest.approx(
         {
             "samples_per_second": 2 / 4,

@@ -179,7 +179,8 @@ def _pack(prompts: Sequence[Prompt], length: int) -> tuple[Tensor, Tensor]:
     places = torch.zeros(len(prompts), length, dtype=torch.long)
     shared: dict[tuple[int, int], int] = {}
     for row, prompt in enumerate(prompts):
-        root, found, before = prompt.segments[0], [], -1
+        root, before = prompt.segments[0], -1
+        found: list[int] = []
         for token, slot in zip(root.ids, root.slots, strict=True):
             if slot >= 0:
                 break

@@ -114,8 +114,8 @@ class Meter:
         """Start to count anew."""
         self.start = time.perf_counter()
         self.paused = self.waited = 0.0
-        # Samples, tokens, tokens with padding, squared lengths, label tokens.
-        self.counts = torch.zeros(5, dtype=torch.float64, device=self.device)
+        # Samples, tokens, tokens with padding, squared lengths, label tokens, tokens computed.
+        self.counts = torch.zeros(6, dtype=torch.float64, device=self.device)
 
     @contextmanager
     def pause(self) -> Iterator[None]:
@@ -140,8 +140,10 @@ class Meter:
         lengths = (inputs["segment_ids"] >= 0).sum(1).double()
         sizes = (len(lengths), inputs["segment_ids"].numel(), len(inputs["target_ids"]))
         samples, padded, targets = (self.counts.new_full((), size) for size in sizes)
-        pairs = lengths.square().sum()
-        self.counts += torch.stack([samples, lengths.sum(), padded, pairs, targets])
+        pairs, computed = lengths.square().sum(), lengths.sum()
+        if "tokens" in inputs:  # what samples have in common is computed once
+            computed = computed.new_full((), len(inputs["tokens"]))
+        self.counts += torch.stack([samples, lengths.sum(), padded, pairs, targets, computed])
 
     def read(self, add_up: Callable[[Tensor], Tensor], processes: int) -> dict[str, float]:
         """Return the figures of all processes since the last reading, and start anew.
@@ -152,11 +154,12 @@ class Meter:
 
         Returns:
             `samples_per_second`, `tokens_per_second` (real), `padded_tokens_per_second`,
-            `data_wait` (share of the time) and `mfu` (share of the measured peak, real tokens).
+            `data_wait` (share of the time) and `mfu` (share of the measured peak, for
+            tokens that are computed: no padding, common beginnings once).
         """
-        samples, tokens, padded, pairs, targets = add_up(self.counts).tolist()
+        samples, tokens, padded, pairs, targets, computed = add_up(self.counts).tolist()
         seconds = max(time.perf_counter() - self.start - self.paused, 1e-9)
-        operations = self.cost.of(samples, tokens, pairs, targets)
+        operations = self.cost.of(samples, computed, pairs, targets)
         figures = {
             "samples_per_second": samples / seconds,
             "tokens_per_second": tokens / seconds,
