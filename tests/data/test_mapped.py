@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
+import pytest
 import torch
 
+from topa.data import mapped
 from topa.data.mapped import map_tideos
+from topa.errors import DataError
 from topa.features.store import encode_tideos
-from topa.tideo.schema import Tideo
+from topa.tideo.schema import Tideo, write_tideos
+from topa.tideo.shelf import open_shelf
 
 
 class Counting:
@@ -37,4 +43,66 @@ def test_they_are_those_of_the_encoder_and_made_once(tideos: list[Tideo], tmp_pa
             assert torch.equal(getattr(mapped, name), getattr(plain, name)), name
         assert mapped.fingerprint == "counting-8"
     assert encoder.calls == 2  # once for `plain`
+    frames = map_tideos(tideos, encoder, keep_texts=False)
+    assert torch.equal(frames.frames, plain.frames)
+    assert frames.texts.shape == (0, 8)
     assert len(map_tideos(tideos[:3], encoder)) == 3  # others have a file of their own
+
+
+def test_what_was_encoded_before_a_stop_is_not_encoded_again(tideos, tmp_path, monkeypatch):
+    """Stopped in the third chunk, and with half of that chunk already in the file."""
+    monkeypatch.setenv("TOPA_CACHE", str(tmp_path))
+    monkeypatch.setattr(mapped, "_CHUNK", 4)
+    plain = encode_tideos(tideos, Counting(), cache=False)
+
+    class Stopping(Counting):
+        def encode_text(self, texts, *, progress=None):
+            if self.calls == 2:
+                raise KeyboardInterrupt
+            return super().encode_text(texts, progress=progress)
+
+    done: list[tuple[int, int]] = []
+    with pytest.raises(KeyboardInterrupt):
+        map_tideos(tideos, Stopping(), progress=lambda *row: done.append(row))
+    assert done == [(4, 12), (8, 12)]
+    for path in tmp_path.rglob("*.f32"):
+        with path.open("ab") as file:
+            file.write(b"cut off")
+    rest = Counting()
+    found = map_tideos(tideos, rest)
+    assert rest.calls == 1
+    assert torch.equal(found.texts, plain.texts)
+    assert torch.equal(found.frames, plain.frames)
+
+
+def test_a_file_of_another_size_is_refused(tideos, tmp_path, monkeypatch):
+    monkeypatch.setenv("TOPA_CACHE", str(tmp_path))
+    map_tideos(tideos, Counting())
+    [path] = tmp_path.rglob("frames.f32")
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(DataError, match="Delete its folder"):
+        map_tideos(tideos, Counting())
+
+
+def test_memory_does_not_grow_with_the_set(tideos, tmp_path, monkeypatch):
+    """Places and offsets alone are kept, whatever Tideos hold."""
+    monkeypatch.setenv("TOPA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(mapped, "_CHUNK", 32)
+    monkeypatch.setattr("topa.tideo.shelf._RECENT", 8)
+    peaks, kept = [], []
+    for count in (200, 800):
+        path = tmp_path / f"{count}.jsonl"
+        write_tideos(
+            path, [tideos[i % 12].model_copy(update={"id": f"t{i}"}) for i in range(count)]
+        )
+        tracemalloc.start()
+        shelf = open_shelf(str(path))
+        found = map_tideos(shelf, Counting(), keep_texts=False)
+        now, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert len(found) == len(shelf) == count
+        kept.append(now)
+        peaks.append(peak)
+    # Ids and offsets while it is made, places and offsets after; a parsed Tideo takes 20 KB.
+    assert (peaks[1] - peaks[0]) / 600 < 2000
+    assert (kept[1] - kept[0]) / 600 < 2000

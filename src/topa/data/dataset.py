@@ -68,8 +68,8 @@ class TideoDataset(DrawnDataset):
         recognise: what is seen in the video, against objects and frames of other Tideos.
 
     Args:
-        tideos: The Tideos.
-        features: Their text features.
+        tideos: The Tideos, in memory or in files.
+        features: Their text features; those of single texts only for `object_dropout`.
         builder: Prompt builder of the LLM.
         num_frames: T.
         tasks: Weight of each task.
@@ -106,7 +106,7 @@ class TideoDataset(DrawnDataset):
                 where="data.tasks.recognise",
                 mend="Use more Tideos, or leave this task out.",
             )
-        self.tideos, self.features = list(tideos), features
+        self.tideos, self.features = tideos, features
         self.object_dropout = object_dropout
 
     def __len__(self) -> int:
@@ -168,7 +168,7 @@ class TideoDataset(DrawnDataset):
 
     def _other(self, index: int, rng: np.random.Generator) -> Tideo:
         """Return a Tideo that is not the one at `index`."""
-        step = 1 + rng.integers(len(self.tideos) - 1)
+        step = 1 + int(rng.integers(len(self.tideos) - 1))
         return self.tideos[(index + step) % len(self.tideos)]
 
     def _distractors(self, index: int, kind: str, rng: np.random.Generator) -> list[str]:

@@ -45,7 +45,8 @@ class TideoFeatures:
     """Text features of Tideos, all rows unit-norm float32.
 
     Attributes:
-        texts: [m, d], one row per text of every frame, in order (caption, then objects).
+        texts: [m, d], one row per text of every frame, in order (caption, then objects); [0, d]
+            where they were not kept.
         text_offsets: [n + 1], the texts of frame f are rows text_offsets[f]:text_offsets[f+1].
         frame_offsets: [tideos + 1], the frames of Tideo i are frame_offsets[i]:frame_offsets[i+1].
         frames: [n, d], the frame features.

@@ -49,7 +49,7 @@ def load_tideos(source: str) -> list[Tideo]:
     tideos: list[Tideo] = []
     places: dict[str, str] = {}
     for path in paths:
-        for tideo in _read_file(path):
+        for tideo in read_file(path):
             if tideo.id in places:
                 raise DataError(f"id {tideo.id!r} is also in {places[tideo.id]}", where=path)
             places[tideo.id] = path.name
@@ -120,7 +120,12 @@ def list_files(source: str | Path) -> list[Path]:
     return found
 
 
-def _read_file(path: Path) -> Iterator[Tideo]:
+def read_file(path: Path) -> Iterator[Tideo]:
+    """Yield the Tideos of a file, JSONL or Parquet.
+
+    Raises:
+        DataError: It is missing or holds something that is not a Tideo.
+    """
     if path.suffix != ".parquet":
         yield from read_tideos(path)
         return

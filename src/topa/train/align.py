@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from topa.config import AlignConfig
+from topa.config import AlignConfig, DataConfig
 from topa.data.dataset import TideoDataset
 from topa.data.mapped import map_tideos
 from topa.data.templates import TEMPLATE_VERSION, PromptBuilder
@@ -27,7 +28,7 @@ from topa.model.language import Language, load_language
 from topa.model.topa import TopaForConditionalGeneration
 from topa.model.words import collect_words
 from topa.tideo.schema import Tideo
-from topa.tideo.textvid import load_tideos
+from topa.tideo.shelf import TideoShelf, open_shelf
 from topa.train.progress import Progress, Say
 from topa.train.run import find_result, open_run
 from topa.train.session import (
@@ -43,23 +44,44 @@ from topa.train.validation import Validation
 logger = logging.getLogger(__name__)
 
 
-def split_validation(
-    tideos: Sequence[Tideo], count: int, seed: int
-) -> tuple[list[Tideo], list[Tideo]]:
-    """Return (training, validation) Tideos: the last `count` of a seeded shuffle are validation.
+def split_validation(number: int, count: int, seed: int) -> tuple[list[int], list[int]]:
+    """Return positions of (training, validation) Tideos: the latter end a seeded shuffle.
+
+    Args:
+        number: Tideos in all.
+        count: Of them for validation.
+        seed: Of the shuffle.
 
     Raises:
         ConfigError: Nothing would be left to train on.
     """
-    if count >= len(tideos):
+    if count >= number:
         raise ConfigError(
-            f"{count} validation Tideos asked for, there are {len(tideos)} in all",
+            f"{count} validation Tideos asked for, there are {number} in all",
             where="data.validation",
             mend="Lower it.",
         )
-    order = np.random.default_rng(seed).permutation(len(tideos))
-    chosen = [tideos[i] for i in order]
-    return chosen[: len(chosen) - count], chosen[len(chosen) - count :]
+    order = np.random.default_rng(seed).permutation(number).tolist()
+    return order[: number - count], order[number - count :]
+
+
+def read_training_set(data: DataConfig, seed: int) -> tuple[TideoShelf, list[Tideo]]:
+    """Return the Tideos to train on, left in their files, and those to validate with.
+
+    Raises:
+        ConfigError: Nothing would be left to train on.
+        DataError: A source is missing or holds something that is not a Tideo.
+    """
+    shelf = open_shelf(data.tideos)
+    chosen, held = split_validation(len(shelf), data.validation, seed)
+    tideos, kept = shelf.take(chosen), list(shelf.take(held))
+    held_out = {tideo.model_dump_json() for tideo in kept}
+    for source in data.extra:
+        more = open_shelf(source)
+        # A file may hold the same Tideos again: those of validation are never trained on.
+        rows = [i for i, tideo in enumerate(more) if tideo.model_dump_json() not in held_out]
+        tideos = tideos + more.take(rows)
+    return tideos, kept
 
 
 def choose_dtype(name: str) -> torch.dtype:
@@ -87,7 +109,7 @@ def align(
     Args:
         config: Settings; the resolved copy is written to the run directory.
         say: Called with a plain line before each stage, and for each row of the log.
-        progress: Called with a stage ("steps"), what is done of it, and all.
+        progress: Called with a stage ("encoding", "steps"), what is done of it, and all.
         language: The LLM, where it is already loaded.
 
     Raises:
@@ -101,16 +123,17 @@ def align(
     if (done := find_result(out)) is not None:
         say(f"This run is finished: {done['steps']} steps, checkpoint in {out / 'final'}.")
         return TrainResult(out / "final", done["steps"], done["seconds"], done["metrics"])
+    with processes.main_process_first():  # the others find what the first writes to the cache
+        tideos, kept = read_training_set(config.data, config.train.seed)
     encoder = load_encoder(config.model.encoder)
-    tideos, kept = split_validation(
-        load_tideos(config.data.tideos), config.data.validation, config.train.seed
-    )
-    for source in config.data.extra:
-        # A file may hold the same Tideos again: those of validation are never trained on.
-        tideos += [tideo for tideo in load_tideos(source) if tideo not in kept]
     say(f"Encoding {len(tideos)} Tideos to train on and {len(kept)} to validate with.")
-    with processes.main_process_first():  # the others map the file of the first
-        features = map_tideos(tideos, encoder)
+    with processes.main_process_first():
+        features = map_tideos(
+            tideos,
+            encoder,
+            keep_texts=config.data.object_dropout > 0,
+            progress=partial(progress, "encoding") if progress is not None else None,
+        )
     language = language or load_language(config.model.llm, choose_dtype(config.model.dtype))
     words = collect_words(tideos, language.tokenizer) if config.model.dictionary else []
     model, builder = build_model(config, encoder, language, len(words))

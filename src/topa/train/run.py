@@ -19,17 +19,20 @@ from topa.errors import ConfigError
 from topa.runs import append_jsonl, environment, read_json, write_json, write_text
 
 logger = logging.getLogger(__name__)
+# What a run leaves behind that depends on its settings.
+_BEGUN = ("features.safetensors", "metrics.jsonl", "checkpoints", "result.json")
 
 
 def open_run(out: Path, config: AlignConfig | FinetuneConfig) -> None:
     """Write the resolved settings and the environment to a run directory.
 
     Raises:
-        ConfigError: The directory holds a run of other settings.
+        ConfigError: The directory holds a run of other settings, and what came of it.
     """
     path = out / "config.yaml"
+    begun = any((out / name).exists() for name in _BEGUN)
     # Settings, not text: an older version may not have had some that are at their default.
-    if path.is_file() and load_config(type(config), path) != config:
+    if begun and path.is_file() and load_config(type(config), path) != config:
         raise ConfigError(
             "this run directory was made with other settings",
             where=path,

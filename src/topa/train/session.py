@@ -106,7 +106,17 @@ def train(
     say: Say,
     progress: Progress | None = None,
 ) -> TrainResult:
-    """Train, or go on from the newest whole checkpoint of the run directory `out`."""
+    """Train, or go on from the newest whole checkpoint of the run directory `out`.
+
+    Raises:
+        ConfigError: Every sample is too long.
+    """
+    if not any(dataset.length(i) for i in range(len(dataset))):
+        raise ConfigError(
+            f"all {len(dataset)} samples are longer than {dataset.drawing.max_length} tokens",
+            where="data.max_length",
+            mend="Raise it; the texts alone are longer.",
+        )
     checkpoints = out / "checkpoints"
     resume = find_resume(checkpoints)
     half = model.language_model.dtype == torch.bfloat16
