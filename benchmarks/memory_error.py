@@ -35,9 +35,8 @@ def distances(found: Tensor, exact: Tensor) -> str:
 def compare(memory: Memory, queries: Tensor) -> None:
     """Print the two tables for one temperature."""
     exact = memory.project(queries)
-    print(
-        f"tau {memory.temperature:g}\n\n| storage | MB | mean distance | largest |\n|---|---|---|---|"
-    )
+    print(f"tau {memory.temperature:g}\n\n| storage | MB | mean distance | largest |")
+    print("|---" * 4 + "|")
     for storage in STORAGES:
         smaller = Memory(
             memory.features,
@@ -49,9 +48,8 @@ def compare(memory: Memory, queries: Tensor) -> None:
         size = smaller.features.nbytes + (0 if smaller.scales is None else smaller.scales.nbytes)
         cells = distances(smaller.project(queries), exact)
         print(f"| {storage} | {size / 1e6:.1f} | {cells} |")
-    print(
-        "\n| top k | mean mass dropped | largest | mean distance | largest |\n|---|---|---|---|---|"
-    )
+    print("\n| top k | mean mass dropped | largest | mean distance | largest |")
+    print("|---" * 5 + "|")
     for k in NEAREST:
         dropped = 1 - memory.nearest(queries, k)[0].sum(1)
         found = memory.project(queries, top_k=k, max_dropped=1.0)

@@ -74,6 +74,7 @@ def build_memory(
     from topa.features.shards import FeatureStore
 
     names = sources or ["textvid"]
+    images = None if mean_shift is None else FeatureStore(mean_shift)
     with tempfile.TemporaryDirectory() as scratch:
         folders = [
             Path(name) if Path(name).is_dir() else _encode(name, Path(scratch) / str(i), encoder)
@@ -86,7 +87,7 @@ def build_memory(
             distinct=distinct,
             temperature=temperature,
             storage=storage,
-            images=None if mean_shift is None else FeatureStore(mean_shift),
+            images=images,
         )
         memory.save(save)
     if as_json:
