@@ -61,6 +61,8 @@ ours, and another encoder, LLM and set of Tideos stand behind them than behind t
 | MVBench, 20 tasks | TOPA, Llama2-7B | 39.8% |
 | MSR-VTT, zero-shot CIDEr, BLEU-4 | TOPA, Llama2-13B | 33.4, 21.1 |
 | MSR-VTT, zero-shot METEOR, ROUGE-L | TOPA, Llama2-13B | 21.8, 49.8 |
+| VATEX validation, zero-shot CIDEr, BLEU-4 (the authors' notebook) | TOPA, Llama2-7B | 31.0, 14.0 |
+| VATEX validation, zero-shot METEOR, ROUGE-L (the same) | TOPA, Llama2-7B | 16.6, 37.1 |
 
 The authors of NExT-QA give blind baselines on its validation file: 30.6% (GloVe), 43.8% (fine-tuned
 BERT). With the checkpoints of TOPA's authors (`topa official import`) and the benchmarks' files the
