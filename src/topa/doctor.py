@@ -49,6 +49,7 @@ EXTRAS: dict[str, dict[str, str]] = {
     "eval": {"matplotlib": "matplotlib", "pyarrow": "pyarrow"},
     "quantize": {"bitsandbytes": "bitsandbytes"},
     "scale": {"ray": "ray[data]"},
+    "torchcodec": {"torchcodec": "torchcodec"},
     "track": {"tensorboard": "tensorboard"},
     "official": {"google.protobuf": "protobuf", "sentencepiece": "sentencepiece"},
 }
