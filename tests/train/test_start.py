@@ -37,7 +37,9 @@ def test_ridge_is_least_squares_with_a_penalty():
     stacked = np.vstack([inputs.numpy(), np.sqrt(2.5) * np.eye(4)])
     padded = np.vstack([targets.numpy(), np.zeros((4, 3))])
     wanted = np.linalg.lstsq(stacked, padded, rcond=None)[0]
-    np.testing.assert_allclose(ridge(inputs, targets, 2.5).numpy(), wanted, atol=1e-10)
+    np.testing.assert_allclose(
+        ridge(inputs.T @ inputs, inputs.T @ targets, 2.5).numpy(), wanted, atol=1e-10
+    )
 
 
 class WordEncoder:
@@ -54,7 +56,7 @@ class WordEncoder:
 
 
 @pytest.mark.parametrize("slots", [1, 2])
-def test_frames_start_near_the_tokens_of_their_texts(slots, tiny_llm, tideos):
+def test_frames_start_near_the_tokens_of_their_texts(slots, tiny_llm, tideos, monkeypatch):
     table = tiny_llm.model.get_input_embeddings().weight.detach()
     encoder = WordEncoder(table, tiny_llm.tokenizer)
     features = encode_tideos(tideos, encoder, cache=False)
@@ -65,6 +67,11 @@ def test_frames_start_near_the_tokens_of_their_texts(slots, tiny_llm, tideos):
     builder = PromptBuilder(tiny_llm.tokenizer, config.num_slots)
     explained = start_projector(model, builder, tideos, features)
     assert 0.3 < explained < 1
+    monkeypatch.setattr("topa.train.start._CHUNK", 5)
+    monkeypatch.setattr("topa.train.start._ROWS", 7)
+    weight = model.visual_proj.weight.detach().clone()
+    assert start_projector(model, builder, tideos, features) == pytest.approx(explained, rel=1e-9)
+    torch.testing.assert_close(model.visual_proj.weight.detach(), weight)
     embedding = model.get_input_embeddings().weight
     with torch.no_grad():
         placed = model.visual_proj(features.frames).view(len(features.frames), slots, -1)

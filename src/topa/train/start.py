@@ -14,6 +14,7 @@ from topa.model.topa import TopaForConditionalGeneration
 from topa.tideo.schema import Frame, Tideo
 
 _RIDGE = 1.0
+_CHUNK, _ROWS = 512, 8192  # Tideos and frames at a time: memory does not grow with the set
 
 
 def slot_texts(frame: Frame, slots_per_frame: int) -> list[str]:
@@ -56,30 +57,51 @@ def start_projector(
         The share of the target's variance that the regression explains (R^2).
     """
     table: Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
-    embedding = table.float()
-    slots = model.config.slots_per_frame
-    targets = torch.stack(
-        [
-            torch.cat(
-                [
-                    embedding[torch.tensor(builder.tokenize(f" {text}"))].mean(0)
-                    for text in slot_texts(frame, slots)
-                ]
-            )
-            for tideo in tideos
-            for frame in tideo.frames
-        ]
-    )
-    weight = ridge(features.frames.to(targets), targets, _RIDGE)
-    predicted = features.frames @ weight
-    norms = predicted.view(len(predicted), slots, -1).norm(dim=-1)
-    scale = embedding.norm(dim=1).mean() / norms.mean()
+    embedding, slots = table.float(), model.config.slots_per_frame
+    gram = torch.zeros(features.frames.shape[1], features.frames.shape[1], dtype=torch.float64)
+    cross = torch.zeros(len(gram), slots * embedding.shape[1], dtype=torch.float64)
+    total, squares = torch.zeros(cross.shape[1], dtype=torch.float64), 0.0
+    for first in range(0, len(tideos), _CHUNK):
+        part = tideos[first : first + _CHUNK]
+        start, end = features.frame_offsets[[first, first + len(part)]].tolist()
+        inputs = features.frames[start:end].double()
+        targets = _slot_targets(part, embedding, slots, builder).double()
+        gram += inputs.T @ inputs
+        cross += inputs.T @ targets
+        total += targets.sum(0)
+        squares += float(targets.square().sum())
+    weight = ridge(gram, cross, _RIDGE)
+    lengths = [
+        (rows.double() @ weight).view(len(rows), slots, -1).norm(dim=-1).sum()
+        for rows in features.frames.split(_ROWS)
+    ]
+    number = len(features.frames)
+    scale = embedding.norm(dim=1).mean() * number * slots / sum(lengths)
     model.visual_proj.weight.copy_((weight * scale).T)
-    residual = (targets - predicted).square().sum()
-    return float(1 - residual / (targets - targets.mean(0)).square().sum())
+    # |Y - XW|^2 and |Y - mean|^2 from the sums alone.
+    residual = squares - 2 * (weight * cross).sum() + (weight * (gram @ weight)).sum()
+    return float(1 - residual / (squares - total.square().sum() / number))
 
 
-def ridge(inputs: Tensor, targets: Tensor, strength: float) -> Tensor:
-    """Return W [d, D] that minimises |inputs W - targets|^2 + strength |W|^2."""
-    gram = inputs.T @ inputs + strength * torch.eye(inputs.shape[1], dtype=inputs.dtype)
-    return torch.linalg.solve(gram, inputs.T @ targets)
+def _slot_targets(
+    tideos: Sequence[Tideo], embedding: Tensor, slots: int, builder: PromptBuilder
+) -> Tensor:
+    """Return [frames, slots * D]: the mean token embedding of what each slot is to say."""
+    rows = [
+        embedding[torch.tensor(builder.tokenize(f" {text}"))].mean(0)
+        for tideo in tideos
+        for frame in tideo.frames
+        for text in slot_texts(frame, slots)
+    ]
+    return torch.stack(rows).view(-1, slots * embedding.shape[1])
+
+
+def ridge(gram: Tensor, cross: Tensor, strength: float) -> Tensor:
+    """Return W [d, D] that minimises |X W - Y|^2 + strength |W|^2.
+
+    Args:
+        gram: [d, d], X^T X.
+        cross: [d, D], X^T Y.
+        strength: Of the penalty.
+    """
+    return torch.linalg.solve(gram + strength * torch.eye(len(gram), dtype=gram.dtype), cross)
