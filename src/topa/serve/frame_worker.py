@@ -84,8 +84,8 @@ def answer(request: dict[str, Any]) -> tuple[dict[str, Any], list[Image.Image]]:
         times, images, duration = read_frames(request)
     except TopaError as error:
         # The path is the server's own, and none of the client's business.
-        mend = f" {error.mend}" if error.mend and "_" not in error.mend else ""
-        return {"error": f"{error.what}.{mend}"}, []
+        mend = f". {error.mend}" if error.mend and "_" not in error.mend else ""
+        return {"error": f"{error.what}{mend}".removesuffix(".")}, []  # what follows ends it
     except MemoryError:
         return {"error": "decoding takes more memory than it may"}, []
     sizes = [list(image.size) for image in images]

@@ -107,7 +107,7 @@ class Page:
                 with gr.Row():
                     self._bars = [
                         gr.Label(label="Probabilities", num_top_classes=26, elem_id="bars"),
-                        gr.Label(label="Second", num_top_classes=26, visible=False),
+                        gr.Label(label="Second probabilities", num_top_classes=26, visible=False),
                     ]
             with gr.Tab("Describe"):
                 self._describe = gr.Button("Describe", variant="primary", elem_id="describe")
@@ -157,16 +157,22 @@ class Page:
             self._write_answer,
             [self._video, self._question, *controls],
             [*self._answers, *code],
+            show_progress_on=self._answers,
             **plain,
         )
         self._choose.click(
             self._choose_option,
             [self._video, self._asked, self._options, *controls],
             [*self._bars, *code],
+            show_progress_on=self._bars,
             **plain,
         )
         self._describe.click(
-            self._write_description, [self._video, *controls], [*self._words, *code], **plain
+            self._write_description,
+            [self._video, *controls],
+            [*self._words, *code],
+            show_progress_on=self._words,
+            **plain,
         )
         shown: list[Any] = [*self._answers, *self._bars, *self._words]
         self._video.change(lambda: [None] * len(shown), None, shown, **plain)
@@ -189,11 +195,12 @@ class Page:
         self, video: str | None, question: str | None, controls: Sequence[Any]
     ) -> AsyncIterator[list[Any]]:
         sides = self._sides(controls)
-        code = [write_python(sides[0], question, None), write_shell(sides[0], question, None)]
+        code: list[Any] = [write(sides[0], question, None) for write in (write_python, write_shell)]
         streams = [self._desk.write(video, question, side) for side in sides]
         try:
             async for texts in merge(*streams):
                 yield [*texts, *[""] * (2 - len(texts)), *code]
+                code = [gr.skip()] * 2  # it stands there, or that of a later question does
         except TopaError as error:
             raise gr.Error(spell_problem(error), title="This cannot be answered") from None
 
