@@ -80,15 +80,17 @@ def build_memory(
             Path(name) if Path(name).is_dir() else _encode(name, Path(scratch) / str(i), encoder)
             for i, name in enumerate(names)
         ]
-        memory = memory_of_stores(
-            [FeatureStore(folder) for folder in folders],
-            rows=rows,
-            method=reduction,
-            distinct=distinct,
-            temperature=temperature,
-            storage=storage,
-            images=images,
-        )
+        with show_progress("rows") as progress:
+            memory = memory_of_stores(
+                [FeatureStore(folder) for folder in folders],
+                rows=rows,
+                method=reduction,
+                distinct=distinct,
+                temperature=temperature,
+                storage=storage,
+                images=images,
+                progress=progress,
+            )
         memory.save(save)
     if as_json:
         print_json(

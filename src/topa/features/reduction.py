@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
 import torch
@@ -18,11 +18,20 @@ __all__ = ["REDUCTIONS", "mean_of_images", "memory_of_stores", "reduce_rows"]
 
 Reduction = Literal["sample", "kmeans", "farthest"]
 REDUCTIONS: tuple[Reduction, ...] = get_args(Reduction)
+Progress = Callable[[str, int, int], None]
+"""Called with a stage, what is done of it, and all of it."""
+
 _ROUNDS = 20
 _BLOCK = 4096
 
 
-def reduce_rows(features: Tensor, count: int, method: str, seed: int = 0) -> Tensor:
+def _ignore(stage: str, done: int, total: int) -> None:
+    pass
+
+
+def reduce_rows(
+    features: Tensor, count: int, method: str, seed: int = 0, progress: Progress = _ignore
+) -> Tensor:
     """Return the numbers [count] of the rows to keep of unit rows [n, d], ascending.
 
     - `sample`: drawn evenly.
@@ -46,11 +55,11 @@ def reduce_rows(features: Tensor, count: int, method: str, seed: int = 0) -> Ten
     if method == "sample":
         return order[:count].sort().values
     if method == "farthest":
-        return _farthest(features, count, int(order[0])).sort().values
-    return _central(features, order[:count]).unique()
+        return _farthest(features, count, int(order[0]), progress).sort().values
+    return _central(features, order[:count], progress).unique()
 
 
-def _farthest(features: Tensor, count: int, first: int) -> Tensor:
+def _farthest(features: Tensor, count: int, first: int, progress: Progress) -> Tensor:
     kept = torch.empty(count, dtype=torch.long)
     nearest = torch.full((len(features),), -torch.inf)
     place = first
@@ -59,13 +68,15 @@ def _farthest(features: Tensor, count: int, first: int) -> Tensor:
         nearest = torch.maximum(nearest, features @ features[place])
         nearest[place] = torch.inf  # never again, not even where rows are equal
         place = int(nearest.argmin())
+        progress("farthest rows", k + 1, count)
     return kept
 
 
-def _central(features: Tensor, start: Tensor) -> Tensor:
+def _central(features: Tensor, start: Tensor, progress: Progress) -> Tensor:
     """Return the rows nearest to the centres of k-means that starts from the rows `start`."""
     centres = features[start]
-    for _ in range(_ROUNDS):
+    for done in range(_ROUNDS):
+        progress("k-means, rounds at most", done, _ROUNDS)
         owner = torch.cat([(block @ centres.T).argmax(1) for block in features.split(_BLOCK)])
         sums = torch.zeros_like(centres).index_add_(0, owner, features)
         filled = sums.ne(0).any(1)  # a centre that nobody is nearest to stays
@@ -84,7 +95,7 @@ def _central(features: Tensor, start: Tensor) -> Tensor:
     return rows
 
 
-def distinct_rows(features: Tensor, limit: float) -> Tensor:
+def distinct_rows(features: Tensor, limit: float, progress: Progress = _ignore) -> Tensor:
     """Return the numbers of rows whose cosine with every row kept before is below `limit`."""
     kept = torch.zeros(0, dtype=torch.long)
     for start in range(0, len(features), _BLOCK):
@@ -97,6 +108,7 @@ def distinct_rows(features: Tensor, limit: float) -> Tensor:
             before = fresh[:row]
             fresh[row] = not (inner[row, :row][before] >= limit).any()
         kept = torch.cat([kept, fresh.nonzero().flatten() + start])
+        progress("distinct rows", start + len(block), len(features))
     return kept
 
 
@@ -132,6 +144,7 @@ def memory_of_stores(
     storage: str = "float32",
     images: FeatureStore | None = None,
     seed: int = 0,
+    progress: Progress = _ignore,
 ) -> Memory:
     """Return a memory of the Tideos in feature stores.
 
@@ -144,6 +157,7 @@ def memory_of_stores(
         storage: Type the rows are kept in, as in `Memory`.
         images: Store of videos whose mean makes this the memory of a mean shift.
         seed: Of the draw.
+        progress: Told how far it is.
 
     Raises:
         DataError: A store holds videos, whose frames have no captions, or nothing.
@@ -170,9 +184,9 @@ def memory_of_stores(
     features = functional.normalize(torch.cat(parts), dim=-1)
     keep = torch.arange(len(features))
     if distinct is not None:
-        keep = distinct_rows(features, distinct)
+        keep = distinct_rows(features, distinct, progress)
     if rows is not None:
-        keep = keep[reduce_rows(features[keep], rows, method, seed)]
+        keep = keep[reduce_rows(features[keep], rows, method, seed, progress)]
     fingerprint = stores[0].fingerprint
     tau = temperature_for(fingerprint) if temperature is None else temperature
     chosen = [captions[row] for row in keep.tolist()]
