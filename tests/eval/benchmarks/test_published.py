@@ -67,7 +67,7 @@ def test_the_command_evaluates_the_published_files(name, checkpoint, video, tmp_
     absent = lay_videos(name, video, tmp_path / "videos")
     args = ["evaluate", name, "--data", HERE / "published" / name, "--videos", tmp_path / "videos"]
     args += ["--checkpoint", checkpoint, "--out", tmp_path / "run", "--no-context", "--json"]
-    args += ["--frames", 2]
+    args += ["--frames", 1]
     args += ["--subtitles"] * (name == "tvqa")
     result = CliRunner().invoke(app, [str(arg) for arg in args])
     assert result.exit_code == 0, result.output
