@@ -392,6 +392,22 @@ def test_memory_build_writes_a_memory_of_every_frame(tideos_path, tideos, encode
     assert not (tmp_path / "other").exists()
 
 
+def test_a_memory_with_a_mean_shift_answers_in_place_of_the_projection(
+    tideos_path, video, checkpoint, tmp_path
+):
+    store, folder = tmp_path / "store", tmp_path / "memory"
+    assert run("encode", "videos", video, "--frames", 3, "--out", store).exit_code == 0
+    args = ("memory", "build", tideos_path, "--out", folder, "--json", "--mean-shift", store)
+    assert json.loads(run(*args).stdout)["projection"] == "mean-shift"
+    question = (video, "What is seen?", "-o", "a dog", "-o", "a street full of cars at night")
+    asked = ("ask", *question, "--method", "similarity", "--checkpoint", checkpoint, "--json")
+    plain, shifted = (
+        json.loads(run(*asked, *more).stdout)["probabilities"]
+        for more in ((), ("--memory", folder))
+    )
+    assert shifted != plain
+
+
 # textvid ------------------------------------------------------------------------------
 
 
