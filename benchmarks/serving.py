@@ -1,21 +1,24 @@
 """How much more a server answers when it takes requests together: 16 clients against one.
 
-Each client asks about a video of its own. One at a time is the plain server: the next request
-begins when the one before is answered, each decodes its video, and nothing is shared. Both sides
-use the same weights, the same videos and the same questions; the answers are compared first.
+A request is an open question, or a question with five options. The plain server takes one at a
+time and keeps nothing between them: each decodes and encodes its video, and the LLM reads all of
+it, as `Topa.ask` does. `topa serve` is asked the same in turn, which shows what it keeps, and by
+16 clients at once, each of which waits for its answer before it asks on. All use the same
+weights, videos and questions; every answer is compared with the plain one.
 
-    python benchmarks/serving.py [--clients 16] [--questions 4] [--checkpoint embedded]
+    python benchmarks/serving.py [--clients 16] [--checkpoint embedded]
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
+import random
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
@@ -38,8 +41,32 @@ QUESTIONS = (
     "What colour is the cup?",
     "What will happen next?",
 )
-OPTIONS = ("A cat", "A cup of coffee", "A rocket", "A football match", "A forest")
+OPTIONS = (
+    "A cat on a sofa",
+    "A cup of coffee",
+    "A rocket on its launch pad",
+    "A football match",
+    "A forest in the rain",
+    "An astronaut in an orange suit",
+    "A horse",
+    "A street with many cars",
+    "A man at a piano",
+    "A bowl of soup",
+)
+EACH = 4  # questions about a video
 TOKENS = 24
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two requests about a video: a question in free words, and the same with options."""
+
+    video: Path
+    question: str
+    options: tuple[str, ...]
+
+
+Found = tuple[str, list[float]]
 
 
 def write_videos(folder: Path, count: int) -> list[Path]:
@@ -64,81 +91,108 @@ def write_videos(folder: Path, count: int) -> list[Path]:
     return paths
 
 
-async def one_at_a_time(topa: Topa, work: list[list[tuple[Path, str]]]) -> dict[str, object]:
-    """Answer everything in turn, as `Topa.ask` does, video by video."""
+def make_pairs(videos: list[Path]) -> list[list[Pair]]:
+    """Return for each video its questions, each with options drawn anew."""
+    draw = random.Random(0)
+    return [
+        [
+            Pair(video, QUESTIONS[(number + k) % len(QUESTIONS)], tuple(draw.sample(OPTIONS, 5)))
+            for k in range(EACH)
+        ]
+        for number, video in enumerate(videos)
+    ]
+
+
+def make_workloads(pairs: list[list[Pair]]) -> dict[str, list[list[Pair]]]:
+    """Return what each client asks, one after the other."""
+    few = max(1, len(pairs) // EACH)
     return {
-        f"{path.name} {question}": (
-            topa.ask(path, question, max_new_tokens=TOKENS).text,
-            topa.ask(path, question, OPTIONS).probabilities,
-        )
-        for client in work
-        for path, question in client
+        "a video each, one question": [asked[:1] for asked in pairs],
+        f"a video each, {EACH} questions": pairs,
+        f"{few} videos among all, one question": [
+            [pairs[number % few][number // few % EACH]] for number in range(len(pairs))
+        ],
     }
 
 
-async def together(topa: Topa, work: list[list[tuple[Path, str]]]) -> dict[str, object]:
-    """Answer the requests of all clients, each of which waits for its answer before the next."""
+def answer_plainly(topa: Topa, pairs: list[Pair]) -> tuple[dict[Pair, Found], dict[Pair, float]]:
+    """Return all answers, each request on its own, and the seconds that each pair took."""
+    found, seconds = {}, {}
+    for pair in pairs:
+        started = time.perf_counter()
+        text = topa.ask(pair.video, pair.question, max_new_tokens=TOKENS).text
+        shares = topa.ask(pair.video, pair.question, pair.options).probabilities
+        seconds[pair] = time.perf_counter() - started
+        found[pair] = text, shares or []
+    return found, seconds
+
+
+async def serve(topa: Topa, clients: list[list[Pair]]) -> tuple[dict[Pair, Found], float]:
+    """Return the answers to all clients at once, and the seconds that it took."""
     service = Service(topa, ServeConfig(), "embedded")
     await service.start()
-    found: dict[str, object] = {}
+    found: dict[Pair, Found] = {}
 
-    async def run_client(asked: list[tuple[Path, str]]) -> None:
-        for path, question in asked:
-            video = await service.watch_upload(path)
+    async def run_client(asked: list[Pair]) -> None:
+        for pair in asked:
+            video = await service.watch_upload(pair.video)
             text = ""
-            prompt = topa.builder.open(question)
+            prompt = topa.builder.open(pair.question)
             async for _, piece in service.write(video, prompt, [Sampling(TOKENS)]):
                 text += piece.text
-            video = await service.watch_upload(path)
-            [shares] = await service.choose(video, [(question, OPTIONS)])
-            found[f"{path.name} {question}"] = (text, shares)
+            video = await service.watch_upload(pair.video)
+            [shares] = await service.choose(video, [(pair.question, pair.options)])
+            found[pair] = text, shares
 
-    await asyncio.gather(*map(run_client, work))
+    started = time.perf_counter()
+    await asyncio.gather(*map(run_client, clients))
+    seconds = time.perf_counter() - started
     await service.close()
-    return found
+    return found, seconds
+
+
+def count_equal(found: dict[Pair, Found], plain: dict[Pair, Found]) -> int:
+    """Return how many answers have the same text, and probabilities within 0.001."""
+    return sum(
+        text == plain[pair][0]
+        and bool((torch.tensor(shares) - torch.tensor(plain[pair][1])).abs().max() < 1e-3)
+        for pair, (text, shares) in found.items()
+    )
 
 
 def main() -> None:
-    """Measure, and print a line of JSON."""
+    """Measure, and print a table in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clients", type=int, default=16)
-    parser.add_argument("--questions", type=int, default=4)
     parser.add_argument("--checkpoint", default="embedded")
     arguments = parser.parse_args()
     topa = Topa.from_pretrained(arguments.checkpoint)
+    rows, equal, count = [], 0, 0
     with tempfile.TemporaryDirectory() as folder:
-        videos = write_videos(Path(folder), arguments.clients)
-        work = [[(path, q) for q in QUESTIONS[: arguments.questions]] for path in videos]
-        topa.ask(videos[0], QUESTIONS[0], OPTIONS)  # everything is loaded
-        seconds, answers = {}, {}
-        for name, run in (("one at a time", one_at_a_time), ("together", together)):
-            started = time.perf_counter()
-            answers[name] = asyncio.run(run(topa, work))
-            seconds[name] = time.perf_counter() - started
-            print(f"{name}: {seconds[name]:.1f} s", file=sys.stderr)
-    texts = shares = 0
-    for key, (text, probabilities) in answers["one at a time"].items():
-        other_text, other = answers["together"][key]
-        texts += text == other_text
-        shares += bool((torch.tensor(probabilities) - torch.tensor(other)).abs().max() < 1e-3)
-    count = len(answers["together"])
+        pairs = make_pairs(write_videos(Path(folder), arguments.clients))
+        topa.ask(pairs[0][0].video, QUESTIONS[0], OPTIONS)  # everything is loaded
+        every = [pair for asked in pairs for pair in asked]
+        plain, seconds = answer_plainly(topa, every)
+        print(f"plain: {sum(seconds.values()):.0f} s", file=sys.stderr)
+        for name, clients in make_workloads(pairs).items():
+            flat = [pair for asked in clients for pair in asked]
+            alone = sum(seconds[pair] for pair in flat)
+            in_turn, kept = asyncio.run(serve(topa, [flat]))
+            at_once, together = asyncio.run(serve(topa, clients))
+            print(f"{name}: in turn {kept:.0f} s, at once {together:.0f} s", file=sys.stderr)
+            equal += count_equal(in_turn, plain) + count_equal(at_once, plain)
+            count += len(in_turn) + len(at_once)
+            rates = [2 * len(flat) / each for each in (alone, kept, together)]
+            rows.append(
+                f"| {name} | {2 * len(flat)} | {rates[0]:.2f} | {rates[1]:.2f} | {rates[2]:.2f} "
+                f"| **{alone / together:.1f}** | {kept / together:.1f} |"
+            )
+    print("| Asked | requests | plain | in turn | at once | to plain | to in turn |")
+    print("|---|---|---|---|---|---|---|", *rows, sep="\n")
     print(
-        json.dumps(
-            {
-                "clients": arguments.clients,
-                "requests": 2 * count,
-                "equal texts": f"{texts} of {count}",
-                "equal probabilities (1e-3)": f"{shares} of {count}",
-                "requests per second, one at a time": round(
-                    2 * count / seconds["one at a time"], 3
-                ),
-                "requests per second, together": round(2 * count / seconds["together"], 3),
-                "times": round(seconds["one at a time"] / seconds["together"], 2),
-                "threads": torch.get_num_threads(),
-                "load average": round(os.getloadavg()[0], 1),
-            },
-            indent=2,
-        )
+        f"\nRequests a second; {arguments.clients} clients; {torch.get_num_threads()} threads, "
+        f"load average {os.getloadavg()[0]:.1f}. Equal to the plain answers: {equal} of {count} "
+        "texts with probabilities."
     )
 
 
