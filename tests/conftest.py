@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -80,6 +81,28 @@ def tideos_path(tideos: list[Tideo], tmp_path_factory: pytest.TempPathFactory) -
     path = tmp_path_factory.mktemp("tideos") / "tideos.jsonl"
     write_tideos(path, tideos)
     return path
+
+
+class HashEncoder:
+    """Gives every text a random direction of its own."""
+
+    dim = 8
+    fingerprint = "hash-8"
+
+    def encode_text(self, texts, *, progress=None):
+        rows = []
+        for text in texts:
+            seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+            rows.append(torch.randn(self.dim, generator=torch.Generator().manual_seed(seed)))
+        return torch.nn.functional.normalize(torch.stack(rows), dim=-1)
+
+    def encode_frames(self, images, *, progress=None):
+        raise NotImplementedError
+
+
+@pytest.fixture(scope="session")
+def hash_encoder() -> HashEncoder:
+    return HashEncoder()
 
 
 @pytest.fixture(scope="session")

@@ -2,40 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
 from topa.config import AlignConfig, load_config
 from topa.model.language import Language
 from topa.train import align as alignment
 from topa.train.align import align
 from topa.train.session import TrainResult
-
-
-class HashEncoder:
-    """Gives every text a random direction of its own."""
-
-    dim = 8
-    fingerprint = "hash-8"
-
-    def encode_text(self, texts, *, progress=None):
-        rows = []
-        for text in texts:
-            seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
-            rows.append(torch.randn(self.dim, generator=torch.Generator().manual_seed(seed)))
-        return torch.nn.functional.normalize(torch.stack(rows), dim=-1)
-
-    def encode_frames(self, images, *, progress=None):
-        raise NotImplementedError
-
-
-@pytest.fixture(scope="session")
-def hash_encoder() -> HashEncoder:
-    return HashEncoder()
 
 
 @pytest.fixture

@@ -69,7 +69,7 @@ def start_two(script: Path, cache: Path, *paths: Path) -> None:
         "LOCAL_WORLD_SIZE": "2",
         "OMP_NUM_THREADS": "1",
     }
-    command = [sys.executable, str(script), str(Path(__file__).parent), *map(str, paths)]
+    command = [sys.executable, str(script), str(Path(__file__).parents[1]), *map(str, paths)]
     processes = [
         subprocess.Popen(
             command,

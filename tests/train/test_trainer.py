@@ -195,7 +195,7 @@ def test_a_killed_process_goes_on_to_the_same_end(settings, tiny_llm_folder, tmp
     script.write_text(SCRIPT)
 
     def start(last, *names):
-        command = [sys.executable, str(script), str(Path(__file__).parent), str(last)]
+        command = [sys.executable, str(script), str(Path(__file__).parents[1]), str(last)]
         environment = {**os.environ, "TOPA_CACHE": str(tmp_path / "cache")}
         return subprocess.run(
             [*command, *(str(paths[name]) for name in names)],
