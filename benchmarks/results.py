@@ -45,8 +45,8 @@ ALIGNING = ["data.tasks={contrast: 0.5, caption: 0.25, open: 0.25}", "data.extra
 SCRATCH = """
 From scratch keeps the word slots, which tell the LLM of each frame in words before any training
 (embedded-results.md). Every arm takes as many steps: of 1% of the data they are several passes, of
-10% and 100% a part of one. With so few steps and questions the table shows the way to measure it, not
-what pre-alignment is worth.
+10% and 100% a part of one. With so few steps and questions the table shows the way to measure it,
+not what pre-alignment is worth.
 """
 
 PAPER = """\
