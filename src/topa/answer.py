@@ -120,7 +120,7 @@ class Topa:
             llm: Where to find the LLM, if not where the checkpoint says.
             memory: Folder of a memory; by default the one in the checkpoint, else that of
                 the training Tideos.
-            device: Where the LLM runs; a GPU if there is one.
+            device: Where the LLM and the encoder run; a GPU if there is one.
             dtype: Type of the LLM's weights.
             **options: `device_map`, `quantization` and `num_frames`, as `load_model` takes them.
 
@@ -128,7 +128,7 @@ class Topa:
             TopaError: Something is missing or does not belong together; says what.
         """
         model, builder = load_model(checkpoint, llm=llm, device=device, dtype=dtype, **options)
-        encoder = load_encoder(model.config.encoder)
+        encoder = load_encoder(model.config.encoder, device=str(model.device))
         kept = checkpoint_folder(checkpoint) / "memory"
         found: Memory | None = None
         if memory is not None:
