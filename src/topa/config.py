@@ -106,7 +106,7 @@ class TrainConfig(Section):
         seed: Of every random draw.
         epochs: Passes over the training Tideos.
         max_steps: Stop after this many optimizer steps; None means after the epochs.
-        minutes: Stop after so long, with as many steps as fit; None means no limit.
+        minutes: Stop after as many steps as fit, validation not counted; None means no limit.
         batch_size: Samples per forward pass.
         accumulation: Forward passes per optimizer step.
         learning_rate: Peak of the cosine schedule.

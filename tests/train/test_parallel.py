@@ -29,7 +29,7 @@ from topa.train import align as alignment
 from topa.train.run import RunLog
 from conftest import HashEncoder
 
-alignment.load_encoder = lambda name: HashEncoder()
+alignment.load_encoder = lambda name, **_: HashEncoder()
 plain = RunLog.on_step_end
 paths = sys.argv[2:]
 

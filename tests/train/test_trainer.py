@@ -168,7 +168,7 @@ from topa.train.run import RunLog
 from conftest import HashEncoder
 from topa.train import align as alignment
 
-alignment.load_encoder = lambda name: HashEncoder()
+alignment.load_encoder = lambda name, **_: HashEncoder()
 plain, last = RunLog.on_step_end, int(sys.argv[2])
 
 def on_step_end(self, args, state, control, **kwargs):

@@ -129,7 +129,7 @@ def contest_choice(bench: Bench, count: int = 4) -> Contest:
     )
 
 
-def contest_caption(bench: Bench, count: int = 2, tokens: int = 12) -> Contest:
+def contest_caption(bench: Bench, count: int = 4, tokens: int = 12) -> Contest:
     """Captions of several videos, greedily."""
     paper = PaperModel(bench.model)
     prompt = bench.builder.caption()

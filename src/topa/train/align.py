@@ -125,7 +125,7 @@ def align(
         return TrainResult(out / "final", done["steps"], done["seconds"], done["metrics"])
     with processes.main_process_first():  # the others find what the first writes to the cache
         tideos, kept = read_training_set(config.data, config.train.seed)
-    encoder = load_encoder(config.model.encoder)
+    encoder = load_encoder(config.model.encoder, device=str(processes.device))
     say(f"Encoding {len(tideos)} Tideos to train on and {len(kept)} to validate with.")
     with processes.main_process_first():
         features = map_tideos(
