@@ -8,7 +8,7 @@ import subprocess
 import pytest
 import torch
 
-from topa.config import AlignConfig, FinetuneConfig, dump_config
+from topa.config import AlignConfig, FinetuneConfig, dump_config, load_config
 from topa.errors import ConfigError, TopaError
 from topa.runs import write_json
 from topa.train.curve import draw_curve
@@ -38,9 +38,17 @@ def test_settings_that_are_new_do_not_part_a_run_from_its_folder(tmp_path):
     config = AlignConfig(out=str(tmp_path))
     lines = [line for line in dump_config(config).splitlines() if "workers" not in line]
     (tmp_path / "config.yaml").write_text("\n".join(lines))
+    (tmp_path / "metrics.jsonl").touch()  # it has begun
     open_run(tmp_path, config)
     with pytest.raises(ConfigError, match="other settings"):
         open_run(tmp_path, config.model_copy(update={"out": "elsewhere"}))
+
+
+def test_a_run_that_never_began_takes_other_settings(tmp_path):
+    open_run(tmp_path, AlignConfig(out=str(tmp_path)))
+    other = AlignConfig(out=str(tmp_path), train={"max_steps": 7})
+    open_run(tmp_path, other)
+    assert load_config(AlignConfig, tmp_path / "config.yaml") == other
 
 
 def test_a_loss_left_unseen_is_found_before_anything_is_saved(tmp_path):
