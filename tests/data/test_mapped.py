@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -106,3 +108,22 @@ def test_memory_does_not_grow_with_the_set(tideos, tmp_path, monkeypatch):
     # Ids and offsets while it is made, places and offsets after; a parsed Tideo takes 20 KB.
     assert (peaks[1] - peaks[0]) / 600 < 2000
     assert (kept[1] - kept[0]) / 600 < 2000
+
+
+def test_two_runs_at_once_encode_once_between_them(tideos, tmp_path, monkeypatch):
+    monkeypatch.setenv("TOPA_CACHE", str(tmp_path))
+    monkeypatch.setattr(mapped, "_CHUNK", 2)
+
+    class Slow(Counting):
+        def encode_text(self, texts, *, progress=None):
+            time.sleep(0.02)  # lets the other one come in between
+            return super().encode_text(texts, progress=progress)
+
+    encoders = [Slow(), Slow()]
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda encoder: map_tideos(tideos, encoder), encoders))
+    plain = encode_tideos(tideos, Counting(), cache=False)
+    for each in found:
+        assert torch.equal(each.frames, plain.frames)
+        assert torch.equal(each.texts, plain.texts)
+    assert sum(encoder.calls for encoder in encoders) == -(-len(tideos) // 2)

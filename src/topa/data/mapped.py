@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import warnings
@@ -70,7 +71,9 @@ def map_tideos(
     sizes = {"frames": len(outline.text_offsets) - 1}
     if keep_texts:
         sizes["texts"] = int(outline.text_offsets[-1])
-    _fill(folder, tideos, encoder, list(sizes), progress)
+    with open(folder / "lock", "wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another run may be at the same; freed at any end
+        _fill(folder, tideos, encoder, list(sizes), progress)
     found = {name: _map(folder / f"{name}.f32", rows, encoder.dim) for name, rows in sizes.items()}
     return TideoFeatures(
         texts=found.get("texts", torch.zeros(0, encoder.dim)),
