@@ -47,16 +47,6 @@ class ProgressLines(TrainerCallback):
     def __init__(self, say: Say, progress: Progress | None = None):
         self.say, self.progress = say, progress
 
-    def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
-    ) -> None:
-        """Show where a run begins."""
-        self._report(state)
-
     def on_step_end(
         self,
         args: TrainingArguments,
@@ -64,12 +54,11 @@ class ProgressLines(TrainerCallback):
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
-        """Count a step."""
-        self._report(state)
-
-    def _report(self, state: TrainerState) -> None:
+        """Show how far the run is."""
         if self.progress is not None and state.is_world_process_zero:
             self.progress("steps", state.global_step, state.max_steps)
+
+    on_train_begin = on_step_end  # where it begins, or goes on
 
     def on_log(
         self,
