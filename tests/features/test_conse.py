@@ -162,6 +162,22 @@ def test_loading_leaves_the_random_state_alone():
     assert torch.equal(torch.rand(3), expected)
 
 
+def test_folded_layers_give_the_logits_of_the_network_as_packaged():
+    package = pytest.importorskip("efficientnet_lite_pytorch")
+    network = package.EfficientNet.from_name("efficientnet-lite2")
+    network.load_state_dict(torch.load(EFFICIENTNET_LITE2.verified(), weights_only=True))
+    network.eval()
+    tower = conse.ImageTower()
+    draw = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (7, 40, 50, 3), generator=draw, dtype=torch.uint8)
+    images = [Image.fromarray(each.numpy()) for each in pixels]
+    with torch.inference_mode():
+        wanted = network(torch.stack([to_pixels(image) for image in images]))
+    torch.testing.assert_close(tower.logits(images), wanted, rtol=0, atol=1e-4)
+    kinds = {type(part) for part in tower._network.modules()}
+    assert torch.nn.BatchNorm2d not in kinds
+
+
 def test_importing_is_light():
     code = "import sys, topa.features.conse; print('transformers' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

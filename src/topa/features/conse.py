@@ -17,7 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch import nn
 from torch.nn import functional
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from topa.errors import DataError, FingerprintError, WeightsError
 from topa.features.encoder import LongText, Precision, Progress, mixed_precision
@@ -58,6 +60,14 @@ _RECIPE = "whole image; text centred on mean of last prompt, image on mean of cl
 _CLASS_FILES = (CLASS_NAMES, CLASS_SYNONYMS, CLASS_DESCRIPTIONS)
 _CONSTANTS = ("classes", "text_mean", "image_mean")
 _IMAGES_PER_BATCH = 16
+_IMAGES_PER_BATCH_ON_CPU = 5  # what lies between two layers stays in the cache
+_NORMED = (  # convolutions and what normalises their outputs, by their names in the package
+    ("_conv_stem", "_bn0"),
+    ("_expand_conv", "_bn0"),
+    ("_depthwise_conv", "_bn1"),
+    ("_project_conv", "_bn2"),
+    ("_conv_head", "_bn1"),
+)
 
 
 class ImageTower:
@@ -80,8 +90,9 @@ class ImageTower:
         with torch.random.fork_rng(devices=[]):
             self._network = EfficientNet.from_name("efficientnet-lite2")
         self._network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+        fold_layers(self._network.eval().requires_grad_(False))
         # Depthwise convolutions take a quarter less time with channels last.
-        self._network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._device = device
 
     @torch.inference_mode()
@@ -90,14 +101,37 @@ class ImageTower:
     ) -> torch.Tensor:
         """Return class logits, float32 [n, 1000] on the CPU."""
         parts = []
-        for start in range(0, len(images), _IMAGES_PER_BATCH):
-            batch = images[start : start + _IMAGES_PER_BATCH]
+        on_cpu = torch.device(self._device).type == "cpu"
+        count = _IMAGES_PER_BATCH_ON_CPU if on_cpu else _IMAGES_PER_BATCH
+        for start in range(0, len(images), count):
+            batch = images[start : start + count]
             pixels = torch.stack([to_pixels(image) for image in batch]).to(self._device)
             pixels = pixels.contiguous(memory_format=torch.channels_last)
             parts.append(self._network(pixels).float().cpu())
             if progress is not None:
                 progress(start + len(batch))
         return torch.cat(parts) if parts else torch.zeros(0, 1000)
+
+
+def fold_layers(network: nn.Module) -> None:
+    """Let an EfficientNet-Lite of the package do the same with half the passes over memory.
+
+    Normalisation goes into the convolution before it, padding into the one after it where it is
+    the same on all sides, and activations are written over what they were made of.
+    """
+    for part in network.modules():
+        for name, norm in _NORMED:
+            if hasattr(part, name) and hasattr(part, norm):
+                setattr(part, name, fuse_conv_bn_eval(getattr(part, name), getattr(part, norm)))
+                setattr(part, norm, nn.Identity())
+    for part in network.modules():
+        padding = getattr(part, "static_padding", None)
+        if isinstance(padding, nn.ZeroPad2d):
+            left, right, top, bottom = padding.padding
+            if left == right and top == bottom:
+                part.padding, part.static_padding = (top, left), nn.Identity()  # type: ignore[assignment]
+        if isinstance(part, nn.ReLU6):
+            part.inplace = True
 
 
 def to_pixels(image: Image.Image) -> torch.Tensor:
