@@ -110,6 +110,12 @@ def test_every_command_has_help_with_an_example(command):
     assert f"\n  topa {command}" in result.stdout
 
 
+@pytest.mark.parametrize("group", sorted({"", *(name.rpartition(" ")[0] for name in COMMANDS)}))
+def test_no_line_of_a_list_of_commands_is_cut_off(group):
+    lines = run(*group.split(), "--help").stdout.split("Commands:")[1].splitlines()
+    assert not [line for line in lines if line.endswith("...")]
+
+
 def test_without_a_command_the_help_is_printed():
     result = run()
     assert result.exit_code == 0

@@ -110,25 +110,25 @@ def _start(
         typer.echo(context.get_help())
 
 
+app.command(cls=DemoCommand)(demo)
 for _command in (
+    ask,
+    describe,
+    ui,
+    serve,
+    evaluate,
+    compare,
     ablate,
     align,
-    ask,
-    bench,
-    compare,
     finetune,
     plan,
-    describe,
-    evaluate,
-    doctor,
+    bench,
     merge,
-    serve,
-    ui,
+    doctor,
 ):
     app.command()(_command)
-app.command(cls=DemoCommand)(demo)
 
-_encode = typer.Typer(help="Features of videos and Tideos, in a store that is safe to stop.")
+_encode = typer.Typer(help="Write features of videos or Tideos into a store.")
 _encode.command("videos")(encode_videos)
 _encode.command("textvid")(encode_textvid)
 app.add_typer(_encode, name="encode")
@@ -145,7 +145,7 @@ _memory.command("build")(build_memory)
 _memory.command("inspect")(inspect_memory)
 app.add_typer(_memory, name="memory")
 
-_textvid = typer.Typer(help="Write Tideos (textual videos) with an LLM, and see how good they are.")
+_textvid = typer.Typer(help="Write Tideos (textual videos), and see how good they are.")
 _textvid.command("check")(check)
 _textvid.command("seeds")(list_seeds)
 _textvid.command("prompt")(show_prompt)
@@ -165,7 +165,7 @@ _textvid.add_typer(_authors, name="official")
 app.add_typer(_textvid, name="textvid")
 
 
-_benchmarks = typer.Typer(help="The benchmarks that topa reads: a list, and what a folder lacks.")
+_benchmarks = typer.Typer(help="What benchmarks topa reads, and what a folder has of them.")
 _benchmarks.command("list")(list_benchmarks)
 _benchmarks.command("check")(check_benchmarks)
 _benchmarks.command("lmms")(write_lmms_task)

@@ -58,13 +58,14 @@ def ablate(
     memory: MemoryOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Evaluate with a part of the method changed, and write a table and a plot with errors.
+    """Evaluate with a part of the method changed.
+
+    Writes a table and a plot with errors.
 
     KIND is frames, projection (with and without Eq. 2, and the mean shift where --memory was
-    built with one), blind, tasks (pre-aligning with and
-    without multiple choice), scoring (every way of choosing), memory-size, or data-size
-    (fine-tuning on 1%, 10% and 100% of the data, pre-aligned against from scratch).
-    A stopped ablation goes on where it was.
+    built with one), blind, tasks (pre-aligning with and without multiple choice), scoring
+    (every way of choosing), memory-size, or data-size (fine-tuning on 1%, 10% and 100% of the
+    data, pre-aligned against from scratch). A stopped ablation goes on where it was.
 
     \b
     topa ablate scoring

@@ -54,7 +54,7 @@ def audit(
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Of one reply.")] = 200,
     as_json: JsonOption = False,
 ) -> None:
-    """Ask a model the questions of Tideos: blind, and with the frames as text.
+    """Ask a model the questions, blind and with the frames as text.
 
     A question that is answered blind needs no video; one that a reader of the frames gets
     wrong may be wrong itself. Writes answers.jsonl and audit.json; can be stopped and run

@@ -44,7 +44,7 @@ def export_batch(
     ] = "{}",
     as_json: JsonOption = False,
 ) -> None:
-    """Write the next request of every unfinished seed as OpenAI batch JSONL.
+    """Write the next request of every unfinished seed.
 
     For the batch endpoints of hosted services (about half the price) and `vllm run-batch`. Take
     the results in with `topa textvid batch import` and the same options; then export again

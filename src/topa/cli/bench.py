@@ -28,10 +28,11 @@ def bench(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure the hot paths against a plain re-implementation of the paper's own way.
+    """Measure speed against the paper's own way.
 
-    Both ways get the same weights and inputs and must give the same results; then they are
-    timed in turns. What counts is the median of the ratios of pairs.
+    That way is a plain re-implementation. Both get the same weights and inputs and must give
+    the same results; then they are timed in turns. What counts is the median of the ratios of
+    pairs.
 
     \b
     topa bench

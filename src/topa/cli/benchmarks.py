@@ -12,7 +12,7 @@ from topa.cli.terminal import JsonOption, out, print_error, print_json
 
 
 def list_benchmarks(as_json: JsonOption = False) -> None:
-    """List the benchmarks that `topa evaluate` reads, with their splits and sources.
+    """List the benchmarks that `topa evaluate` reads.
 
     \b
     topa benchmarks list
@@ -68,7 +68,9 @@ def check_benchmarks(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what is there of each benchmark, what is missing, and where to get it.
+    """Say what a folder has of each benchmark, and what it lacks.
+
+    What is missing is named with the place to get it from.
 
     Exit code 1 if nothing usable is there, or a file is there that cannot be read.
 
@@ -107,7 +109,9 @@ def write_lmms_task(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a benchmark as a task of lmms-eval: STAR, TVQA and MSR-VTT, which it lacks, or others.
+    """Write a benchmark as a task of lmms-eval.
+
+    For STAR, TVQA and MSR-VTT captions, which it lacks; the others can be written too.
 
     \b
     topa benchmarks lmms star tasks/ --data star/ --videos Charades_v1_480/

@@ -38,7 +38,7 @@ def import_textvid(
     ] = "openai/clip-vit-large-patch14",
     as_json: JsonOption = False,
 ) -> None:
-    """Convert the authors' data: Tideos, and with them their features and memory.
+    """Convert the authors' Tideos, features and memory.
 
     Features go to FILE.safetensors beside the Tideos, the memory to the folder FILE.memory.
     Records that are no Tideos are listed by index, and the exit code is 1.

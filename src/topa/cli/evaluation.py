@@ -65,7 +65,7 @@ def evaluate(
     checkpoint: CheckpointOption = "embedded",
     as_json: JsonOption = False,
 ) -> None:
-    """Measure accuracy on questions about videos or Tideos, or score captions.
+    """Measure accuracy on questions, or score captions.
 
     Every question of the file counts: a video that cannot be read, a prompt that is too long
     and an answer that names no option are wrong, and are listed. Beside the accuracy stand
@@ -206,7 +206,7 @@ def compare(
     ],
     as_json: JsonOption = False,
 ) -> None:
-    """Test whether two runs on the same questions differ, question by question.
+    """Test whether two runs on the same questions differ.
 
     The difference of accuracies (or of caption scores) has a standard error clustered by video;
     p is that of a two-sided test, and for accuracies also McNemar's exact one.

@@ -127,9 +127,9 @@ def encode_textvid(
     device: Annotated[str, typer.Option("--device", help="Where the encoder runs.")] = "cpu",
     as_json: JsonOption = False,
 ) -> None:
-    """Encode the frames of Tideos into a feature store, with their captions.
+    """Encode the frames of Tideos into a feature store.
 
-    Tideos that are in the store already are skipped.
+    Captions are kept with them. Tideos that are in the store already are skipped.
 
     \b
     topa encode textvid mine.jsonl --out store/

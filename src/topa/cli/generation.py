@@ -63,7 +63,9 @@ def list_seeds(
     show: Annotated[int, typer.Option("--show", min=0, help="Print the first N.")] = 10,
     as_json: JsonOption = False,
 ) -> None:
-    """Count the seeds of files, WordNet and topics, and show the first ones.
+    """Count the seeds of files, WordNet and topics.
+
+    And show the first of them.
 
     \b
     topa textvid seeds --seeds wordnet,weight=1 --seeds titles.csv,column=title,weight=3
@@ -97,7 +99,7 @@ def show_prompt(
     model: ModelOption = "MODEL",
     as_json: JsonOption = False,
 ) -> None:
-    """Print what a model is told for one seed, with the version of the prompt.
+    """Print what a model is told for one seed.
 
     \b
     topa textvid prompt "how to bake bread" --source howto

@@ -25,7 +25,7 @@ def merge(
     ] = "bfloat16",
     as_json: JsonOption = False,
 ) -> None:
-    """Merge LoRA into plain weights, and write what turns video into embeddings beside them.
+    """Merge LoRA into plain weights, for engines without topa.
 
     OUT is then an LLM that transformers, vLLM and others load without topa; OUT/front makes the
     prompt embeddings that it is given. For the variants lora and projector.

@@ -42,7 +42,9 @@ def plan(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Tell whether a pre-alignment fits, which parallelism to take, and how long it lasts.
+    """Tell whether a training fits on GPUs, and how long it lasts.
+
+    Names the parallelism to take. It is an estimate: no GPU and no weights are needed.
 
     \b
     topa plan --llm llama2-7b --gpus 4 --gpu-memory 40

@@ -51,7 +51,7 @@ def check(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check every Tideo of a file, and count what gives its answers away.
+    """Check Tideos, and count what gives their answers away.
 
     Invalid lines are listed with number and reason, and the exit code is 1. Findings (leaked
     answers, time words, near-duplicates, ...) are counted; --out writes each of them.
@@ -108,7 +108,7 @@ def filter_(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Leave out near-duplicates and doubtful questions, and say what went and why.
+    """Leave out near-duplicates and doubtful questions.
 
     The account is written beside the result, as FILE.report.json. A Tideo that keeps fewer
     than three questions goes whole.
@@ -165,7 +165,7 @@ def stats(
     encoder: EncoderOption = "embedded",
     as_json: JsonOption = False,
 ) -> None:
-    """Measure Tideos, source by source, and draw it: stats.json, PNGs and index.html.
+    """Measure Tideos source by source, as figures and a page.
 
     \b
     topa textvid stats runs/textvid --out runs/textvid/stats --map
@@ -207,7 +207,9 @@ def pack(
     ] = "other",
     as_json: JsonOption = False,
 ) -> None:
-    """Write Tideos as a dataset folder with a card, as Hugging Face's `datasets` reads it.
+    """Write Tideos as a dataset folder with a card.
+
+    Hugging Face's `datasets` reads it, and so does `topa align data.tideos=DIR`.
 
     \b
     topa textvid pack runs/textvid --to datasets/textvid
