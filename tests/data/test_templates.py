@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -206,3 +208,9 @@ def test_an_empty_option_is_refused(builder):
     for build in (builder.choice, lambda q, o: builder.likelihood([(q, o)])):
         with pytest.raises(ConfigError, match="option 2 is empty"):
             build("What?", ["a cat", "  "])
+
+
+def test_a_builder_goes_to_a_spawned_process(builder):
+    again = pickle.loads(pickle.dumps(PromptBuilder(builder.tokenizer, 2, "authors-1")))
+    assert (again.num_slots, again.is_authors) == (2, True)
+    assert pickle.loads(pickle.dumps(builder)).open("why", "so") == builder.open("why", "so")

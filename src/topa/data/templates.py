@@ -13,6 +13,7 @@ import string
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -120,7 +121,7 @@ class PromptBuilder:
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, num_slots: int, version: str = TEMPLATE_VERSION
     ):
-        self.tokenizer = tokenizer
+        self.tokenizer, self.version = tokenizer, version
         self.is_authors = version == AUTHORS_VERSION
         self.num_slots = num_slots
         self.eos_id: int | None = tokenizer.eos_token_id
@@ -128,6 +129,10 @@ class PromptBuilder:
         self.start_ids = tuple(token for token in start if token != self.eos_id)
         self._context = tuple(tokenizer(":", add_special_tokens=False)["input_ids"])
         self.tokenize = lru_cache(maxsize=1 << 16)(self._tokenize)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Processes that are spawned get it by pickle, which takes no cache of results.
+        return PromptBuilder, (self.tokenizer, self.num_slots, self.version)
 
     def _tokenize(self, text: str) -> tuple[int, ...]:
         if not text:
