@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -68,6 +72,31 @@ def test_words_are_those_of_several_frames_without_empty_ones(
     for word in words:
         assert sum(word in text for text in texts) >= 2
         assert len(tokenizer(f" {word}", add_special_tokens=False)["input_ids"]) <= 4
+
+
+def test_words_come_in_one_order_in_every_process() -> None:
+    """Python's sets of strings have another order in each; every word here is as common."""
+    script = """
+from topa.model.words import collect_words
+from topa.tideo.schema import Frame, Tideo
+frames = [Frame(caption="alpha beta gamma delta epsilon zeta eta theta", objects=["iota"])] * 5
+tideo = Tideo.model_construct(frames=frames)
+def tokenizer(texts, **kwargs):
+    return {"input_ids": [[0] for _ in texts]}
+print(collect_words([tideo], tokenizer))
+"""
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", script],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(found) == 1
+    assert "'alpha'" in found.pop()
 
 
 def test_words_are_saved_and_loaded_with_the_model(make_model, tmp_path) -> None:

@@ -43,7 +43,8 @@ def collect_words(
     for tideo in tideos:
         for frame in tideo.frames:
             found = {word for text in frame.texts for word in _WORD.findall(text.lower())}
-            counts.update(word for word in found if len(word) > 2 and word not in _EMPTY_WORDS)
+            # Sorted: a set has another order in every process, and ties keep the order of coming.
+            counts.update(w for w in sorted(found) if len(w) > 2 and w not in _EMPTY_WORDS)
     common = [word for word, count in counts.most_common() if count >= least]
     tokens = tokenizer([f" {word}" for word in common], add_special_tokens=False)["input_ids"]
     return [word for word, ids in zip(common, tokens, strict=True) if len(ids) <= _MOST_TOKENS]
