@@ -295,6 +295,14 @@ def test_a_second_run_in_the_same_folder_is_refused(tmp_path, make_backend, make
         assert Run(make_seeds(1), RECIPE, make_backend(endpoint), tmp_path, QUICK).execute().done
 
 
+def test_a_journal_reaches_the_disk_on_macos_too(tmp_path, monkeypatch):
+    monkeypatch.delattr(os, "fdatasync")  # as there
+    journal = Journal(tmp_path / "main.jsonl")
+    journal.append({"t": "sent"})
+    journal.close()
+    assert (tmp_path / "main.jsonl").read_text() == '{"t": "sent"}\n'
+
+
 def test_a_torn_line_is_named_and_costs_one_seed_only(tmp_path, make_backend, make_seeds):
     seeds = make_seeds(5)
     path = tmp_path / "journal" / "main.jsonl"

@@ -118,7 +118,8 @@ class Journal:
 
     def sync(self) -> None:
         """Wait until everything is on the disk, against a loss of power."""
-        os.fdatasync(self._file)
+        # macOS has no fdatasync.
+        getattr(os, "fdatasync", os.fsync)(self._file)
 
     def close(self) -> None:
         """Sync, and let others write."""
