@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 from PIL import Image
 
 from topa.features.sources import find_sources, hash_of, stamp_of
@@ -28,3 +31,16 @@ def test_a_folder_of_pictures_is_one_source(tmp_path):
     assert stamp_of(tmp_path)[0] == size
     Image.new("RGB", (8, 8), (1, 2, 3)).save(tmp_path / "2.png")
     assert hash_of(tmp_path) != one
+
+
+def test_a_lower_limit_of_memory_stays_as_it_is():
+    """Where a cluster allows less than ours, asking for more would end every process."""
+    script = """
+import resource
+from topa.features import sources
+low = sources.MEMORY_LIMIT // 2
+resource.setrlimit(resource.RLIMIT_AS, (low, low))
+sources.limit_process()
+assert resource.getrlimit(resource.RLIMIT_AS) == (low, low)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import resource
 import signal
+import sys
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -187,8 +188,17 @@ def limit_process() -> None:
     Ctrl-C is left to that one; a kill -9 of it ends this process even within FFmpeg.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
+    _limit_memory()
     threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _limit_memory() -> None:
+    """Bound the address space; a lower limit, as clusters set them, stays as it is."""
+    if sys.platform == "darwin":
+        return  # its kernel refuses every such limit
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    most = MEMORY_LIMIT if hard == resource.RLIM_INFINITY else min(MEMORY_LIMIT, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
 
 def _end_with_parent() -> None:
