@@ -53,6 +53,22 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def path_below(folder: str | Path, name: str) -> Path:
+    """Return the path of a file that is named after an id out of somebody's file.
+
+    Raises:
+        DataError: It would lie outside the folder.
+    """
+    path = Path(folder) / name
+    if not path.resolve().is_relative_to(Path(folder).resolve()):
+        raise DataError(
+            f"the id leads out of the folder {folder}",
+            where=name,
+            mend="Give it another id, or write one file that holds them all.",
+        )
+    return path
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write a text file whole or not at all."""
     with atomic_path(path) as temporary:

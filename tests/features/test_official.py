@@ -101,3 +101,10 @@ def test_the_memory_goes_out_and_comes_back(tmp_path):
     (tmp_path / "memory.pkl").write_bytes(pickle.dumps(rows))
     with pytest.raises(DataError, match="row 7"):
         read_memory(tmp_path / "memory.pkl", "clip")
+
+
+def test_no_id_leads_out_of_the_folder(tmp_path, tideos):
+    named = [tideo.model_copy(update={"id": "../escaped"}) for tideo in tideos[:1]]
+    with pytest.raises(DataError, match="leads out of the folder"):
+        write_tideo_features(tmp_path / "out", named, make_features(named))
+    assert not list(tmp_path.rglob("*.pkl"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -19,7 +20,7 @@ from topa.features.shards import FeatureStore
 from topa.features.sources import Failure
 from topa.features.store import write_features
 from topa.features.writer import StoreWriter
-from topa.runs import atomic_path, sha256_of
+from topa.runs import atomic_path, path_below, sha256_of
 
 __all__ = ["FORMATS", "export_store", "import_features"]
 
@@ -60,6 +61,7 @@ def import_features(
     path = Path(path)
     added, failures = 0, list[Failure]()
     writer: StoreWriter | None = None
+    hash_of = cache(sha256_of)  # one file may hold the features of thousands
     items, total = _find_items(path)
     try:
         for done, (name, source, read) in enumerate(items, start=1):
@@ -70,7 +72,7 @@ def import_features(
                     writer = StoreWriter(folder, fingerprint, rows.shape[1], settings)
                 if name not in writer:
                     times = [row / rate for row in range(len(rows))]
-                    writer.add(Entry(name, str(source), sha256_of(source), times=times), rows)
+                    writer.add(Entry(name, str(source), hash_of(source), times=times), rows)
                     added += 1
             except DataError as error:
                 failures.append(Failure(name, str(source), str(error)))
@@ -136,6 +138,7 @@ def export_store(
 
     Raises:
         ConfigError: There is no such kind.
+        DataError: The file of an id would lie outside the folder.
     """
     if kind not in FORMATS:
         raise ConfigError(f"unknown kind {kind!r}", mend=f"Use one of {', '.join(FORMATS)}.")
@@ -147,8 +150,10 @@ def export_store(
         with atomic_path(path) as temporary:
             torch.save({key: rows.clone() for key, rows in store.items()}, temporary)
         return
+    # All of them before the first is written.
+    files = {key: path_below(path, f"{key}.{kind}") for key in store}
     for done, (key, rows) in enumerate(store.items(), start=1):
-        with atomic_path(path / f"{key}.{kind}") as temporary:
+        with atomic_path(files[key]) as temporary:
             if kind == "npy":
                 np.save(temporary, rows.float().numpy())
             else:

@@ -14,7 +14,7 @@ from topa.errors import DataError
 from topa.features.memory import Memory
 from topa.features.pickles import load_tensors
 from topa.features.store import TideoFeatures, mean_rows
-from topa.runs import atomic_path
+from topa.runs import atomic_path, path_below
 from topa.tideo.official import OfficialRecords
 from topa.tideo.schema import Tideo
 
@@ -86,11 +86,16 @@ def read_memory(
 def write_tideo_features(
     folder: str | Path, tideos: Sequence[Tideo], features: TideoFeatures
 ) -> None:
-    """Write `<idx>.pkl` for each Tideo, a float tensor with one row per text of all frames."""
-    for i, tideo in enumerate(tideos):
+    """Write `<idx>.pkl` for each Tideo, a float tensor with one row per text of all frames.
+
+    Raises:
+        DataError: The file of an id would lie outside the folder.
+    """
+    paths = [path_below(folder, f"{tideo.id}.pkl") for tideo in tideos]
+    for i, path in enumerate(paths):
         first = int(features.text_offsets[features.frame_offsets[i]])
         last = int(features.text_offsets[features.frame_offsets[i + 1]])
-        _write_pickle(Path(folder) / f"{tideo.id}.pkl", features.texts[first:last])
+        _write_pickle(path, features.texts[first:last])
 
 
 def write_memory(path: str | Path, memory: Memory) -> None:
