@@ -209,6 +209,16 @@ def test_fingerprint_names_the_weights(clip_folder, tmp_path):
     assert same.fingerprint == first.fingerprint
 
 
+def test_weights_saved_on_a_gpu_are_named_without_one(clip_folder, tmp_path, monkeypatch):
+    folder = shutil.copytree(clip_folder, tmp_path / "pickled")
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
+        torch.save(weights, folder / "pytorch_model.bin")
+    assert ClipEncoder(str(folder)).fingerprint == ClipEncoder(str(clip_folder)).fingerprint
+
+
 def test_a_model_of_text_alone_is_refused(tmp_path):
     config = BertConfig(**SIZES, vocab_size=len(WORDS) + 4)
     BertModel(config).save_pretrained(tmp_path)

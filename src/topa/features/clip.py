@@ -203,7 +203,9 @@ def _digest_files(name: str) -> str:
     hashed = hashlib.sha256()
     for path in _find_files(name):
         if not path.endswith(".safetensors"):
-            for key, tensor in sorted(torch.load(path, mmap=True, weights_only=True).items()):
+            # Saved on a GPU, perhaps, that this machine has not.
+            found = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+            for key, tensor in sorted(found.items()):
                 _add_rows(hashed, key, tensor, tuple(tensor.shape))
             continue
         with safe_open(path, framework="pt") as file:
