@@ -155,6 +155,17 @@ def test_a_tensor_that_reaches_beyond_its_storage_is_refused(tmp_path, size, str
         load_tensors(dump(tmp_path / "f.pkl", Long()))
 
 
+def test_a_tensor_of_a_terabyte_in_a_few_bytes_is_refused(tmp_path):
+    class Huge:
+        def __reduce__(self):
+            storage = TENSOR[0].clone().storage()
+            hooks = collections.OrderedDict()
+            return torch._utils._rebuild_tensor_v2, (storage, 0, (1 << 38,), (0,), False, hooks)
+
+    with pytest.raises(DataError, match="larger than its storage"):
+        load_tensors(dump(tmp_path / "f.pkl", Huge()))
+
+
 def test_a_pickle_cannot_change_the_reader(tmp_path):
     """BUILD on a stand-in would otherwise set its attributes for every later file."""
     attack = b"\x80\x04ctorch._utils\n_rebuild_tensor_v2\nN}\x8c\x06_value\x8c\x01xs\x86b."

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import math
 import pickle
 import warnings
 from collections import OrderedDict
@@ -113,6 +114,8 @@ def _tensor(
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if min(*size, *stride, offset, 0) < 0 or (0 not in size and last >= len(flat)):
         raise pickle.UnpicklingError("a tensor reaches beyond its storage")
+    if math.prod(size) > len(flat):  # strides of 0 make a thousand bytes a terabyte
+        raise pickle.UnpicklingError("a tensor is larger than its storage")
     return Held(flat.as_strided(size, stride, offset).clone())
 
 
