@@ -335,6 +335,8 @@ def test_own_questions_from_a_table(tmp_path):
         ("qid,video,question\n1,x,What?\n", "columns missing: answer"),
         ("qid,video,question,answer,a0,a1\n1,x,What?,7,a,b\n", "line 2: .*answer 7 is not one"),
         ("qid,video,question,answer,a0,a1\n1,x,What?,one,a,b\n", "line 2: answer: a whole number"),
+        ("qid,video,question,answer,a0,a1\n1,x,What?,inf,a,b\n", "line 2: answer: a whole number"),
+        (f"qid,video,question,answer,a0,a1\n1,x,{'y' * (1 << 18)},0,a,b\n", "field larger"),
         ("qid,video,question,answer,a0,a1,a2\n1,x,W?,0,a,,c\n", "line 2: an option is empty"),
         ("qid,video,question,answer,a0,a1\n1,x,W?,0,a,b\n1,x,W?,0,a,b\n", "'1' occurs twice"),
         ("qid,video,question,answer,a0,a1\n", "no questions"),

@@ -95,6 +95,8 @@ def read_table(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[s
                 yield where, row
     except UnicodeDecodeError as error:
         raise DataError(f"not a UTF-8 text file ({error.reason})", where=path) from None
+    except csv.Error as error:
+        raise DataError(f"not a table of comma-separated values ({error})", where=path) from None
 
 
 def take(record: Mapping[str, Any], name: str, where: str) -> Any:
@@ -118,7 +120,7 @@ def whole(value: Any, name: str, where: str) -> int:
         number = float(value)
     except (TypeError, ValueError):
         number = float("nan")
-    if isinstance(value, bool) or number != number or number != int(number):
+    if isinstance(value, bool) or not number.is_integer():
         raise DataError(f"{name}: a whole number is needed, got {value!r}", where=where)
     return int(number)
 
