@@ -145,6 +145,15 @@ def test_options_that_speak_of_others_come_last(last):
     assert first.answer == 4
 
 
+def test_the_right_option_before_one_that_speaks_of_others_lies_everywhere():
+    """The order of such options is never drawn again, so that a habit would be learned."""
+    draft = make_draft("a")
+    draft["qas"][0] |= {"right": "one", "wrong": ["two", "three", "four", "None of these"]}
+    found = [finish(draft, f"{i}")[0].qas[0] for i in range(40)]
+    assert {question.options[-1] for question in found} == {"None of these"}
+    assert {question.answer for question in found} == {0, 1, 2, 3}
+
+
 def test_words_within_words_do_not_keep_options_in_place():
     draft = make_draft("a")
     draft["qas"][0] |= {"right": "a ball", "wrong": ["a hand", "a wall", "a gown", "a nonet"]}

@@ -230,11 +230,9 @@ def _place_options(item: _DraftQuestion, rng: random.Random) -> Question:
     place = rng.randrange(len(options))  # drawn always, so that one question moves no other
     rest = item.wrong
     rng.shuffle(rest)
-    if any(REFERS.search(option) for option in options):
-        # "All of these" comes last, wherever the right one is.
-        ordered = sorted(options, key=lambda option: bool(REFERS.search(option)))
-    else:
-        ordered = [*rest[:place], item.right, *rest[place:]]
+    # "All of these" comes last, wherever the right one is; the others stay as they were drawn.
+    drawn = [*rest[:place], item.right, *rest[place:]]
+    ordered = sorted(drawn, key=lambda option: bool(REFERS.search(option)))
     return Question(
         question=item.question,
         options=ordered,
