@@ -35,15 +35,23 @@ def fingerprint_of_trainables(model: TopaForConditionalGeneration) -> str:
 @cache
 def commit_of_code() -> str | None:
     """Return the git commit that topa runs from, "-dirty" if files differ; None if unknown."""
-    folder = Path(__file__).parent
+    return commit_of(Path(__file__))
+
+
+def commit_of(file: Path) -> str | None:
+    """Return the git commit of a file's repository; None where the file is no part of one.
+
+    An environment often lies within the repository of its user: that is not topa's commit.
+    """
     try:
-        found = subprocess.run(
-            ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
+        _ask_git(file.parent, "ls-files", "--error-unmatch", file.name)
+        return _ask_git(file.parent, "describe", "--always", "--dirty", "--abbrev=12") or None
     except (OSError, subprocess.SubprocessError):
         return None  # not a checkout, or no git: the version of the package is recorded too
-    return found.stdout.strip() or None
+
+
+def _ask_git(folder: Path, *words: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=10, check=True
+    )
+    return done.stdout.strip()
