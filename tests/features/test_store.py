@@ -96,6 +96,16 @@ def test_each_text_is_encoded_once(tideos):
     assert torch.equal(again.frames, encode_tideos(tideos, encoder, cache=False).frames)
 
 
+def test_many_texts_are_announced_when_encoded_but_not_when_cached(tideos, caplog, monkeypatch):
+    monkeypatch.setattr("topa.features.store.MANY_TEXTS", 2)
+    encode_tideos(tideos, CountingEncoder(), progress=lambda done: None)  # shows its own progress
+    encode_tideos(tideos, CountingEncoder())
+    assert not caplog.text
+    encode_tideos(tideos, CountingEncoder(), cache=False)
+    encode_tideos(tideos[:1], CountingEncoder())
+    assert "texts, once" in caplog.text
+
+
 def test_another_encoder_does_not_get_the_cached_features(tideos):
     encode_tideos(tideos, CountingEncoder("one"))
     other = CountingEncoder("two")

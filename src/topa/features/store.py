@@ -19,6 +19,9 @@ from topa.tideo.schema import Tideo
 
 _log = logging.getLogger(__name__)
 
+MANY_TEXTS = 5000
+"""From so many texts on, encoding without a progress function is announced in the log."""
+
 
 def sample_rows(n: int, num_frames: int) -> list[int]:
     """Return the rows to keep of n frames: floor(j*n/T) for j < T where n > T, else all.
@@ -143,6 +146,9 @@ def _encode_cached(
                     progress(len(texts))
                 return found
             _log.warning("cached features are encoded again: %s: unexpected shape", path)
+    if progress is None and len(texts) >= MANY_TEXTS:
+        line = "encoding %s texts, once: they are kept in %s (on a CPU this takes minutes)"
+        _log.warning(line, f"{len(texts):,}", path.parent)
     encoded = encoder.encode_text(texts, progress=progress)
     write_features(path, {"texts": encoded}, encoder.fingerprint)
     return encoded
