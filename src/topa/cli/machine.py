@@ -13,12 +13,13 @@ from typer.core import TyperCommand
 from topa.cli.terminal import JsonOption, out, print_json
 
 DEMO_MINUTES = 20.0
+MARKS = {"ok": "green", "absent": "dim", "missing": "red"}  # absent: an extra that may be
 
 
 def doctor(as_json: JsonOption = False) -> None:
     """See what this machine has of what topa needs.
 
-    The exit code is 1 if something that cannot be done without is missing.
+    The exit code is 1 if something that cannot be done without is missing; extras may be absent.
 
     \b
     topa doctor
@@ -31,8 +32,8 @@ def doctor(as_json: JsonOption = False) -> None:
         print_json({"ok": ok, "checks": [asdict(check) for check in checks]})
     else:
         for check in checks:
-            mark = "[green]ok[/]     " if check.ok else "[red]missing[/]"
-            out.print(mark, end=" ")
+            mark = ("ok" if check.mend is None else "absent") if check.ok else "missing"
+            out.print(f"{mark:7}", style=MARKS[mark], end=" ")
             out.print(f"{check.name}: {check.detail}", markup=False, soft_wrap=True)
             if check.mend:
                 out.print(f"        {check.mend}", markup=False, soft_wrap=True)
