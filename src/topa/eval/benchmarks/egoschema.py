@@ -36,7 +36,7 @@ def read(root: Path, split: str, subtitles: bool = False) -> list[VideoQuestion]
     answers = _read_answers(root, split)
     questions = []
     for where, record in read_records(path):
-        uid = take(record, "q_uid", where)
+        uid = take(record, "q_uid", where, str)
         if split == "subset" and uid not in answers:
             continue
         fields = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import UnionType
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -15,6 +16,7 @@ from topa.runs import read_json
 from topa.tideo.schema import describe_errors
 
 T = TypeVar("T", bound=BaseModel)
+_NAMES: dict[Any, str] = {str: "a text", list: "a list", int | float: "a number"}
 
 
 def find_file(root: Path, names: str, folder: str) -> Path | None:
@@ -66,14 +68,29 @@ def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     Raises:
         DataError: Not a JSON list of objects.
     """
-    value = read_json(path)
-    if not isinstance(value, list):
-        raise DataError(f"a list is needed, got {type(value).__name__}", where=path)
-    for number, record in enumerate(value, start=1):
-        where = f"{path}, record {number}"
+    yield from number_records(read_json(path), str(path))
+
+
+def number_records(
+    values: Any, where: str, what: str = "record"
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (place, record) of what is to be a list of objects.
+
+    Args:
+        values: Read from JSON.
+        where: Place of the list.
+        what: What to call an object.
+
+    Raises:
+        DataError: Not a list of objects.
+    """
+    if not isinstance(values, list):
+        raise DataError(f"a list is needed, got {type(values).__name__}", where=where)
+    for number, record in enumerate(values, start=1):
+        place = f"{where}, {what} {number}"
         if not isinstance(record, dict):
-            raise DataError(f"an object is needed, got {type(record).__name__}", where=where)
-        yield where, record
+            raise DataError(f"an object is needed, got {type(record).__name__}", where=place)
+        yield place, record
 
 
 def read_table(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
@@ -99,15 +116,24 @@ def read_table(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[s
         raise DataError(f"not a table of comma-separated values ({error})", where=path) from None
 
 
-def take(record: Mapping[str, Any], name: str, where: str) -> Any:
+def take(record: Mapping[str, Any], name: str, where: str, kind: type | UnionType = object) -> Any:
     """Return a field of a record.
 
+    Args:
+        record: The record.
+        name: Of the field.
+        where: Place of the record.
+        kind: What it has to be, where more is done with it than to check it by `build`.
+
     Raises:
-        DataError: It is missing.
+        DataError: It is missing, or something else.
     """
     if name not in record:
         raise DataError(f"{name}: missing", where=where)
-    return record[name]
+    value = record[name]
+    if not isinstance(value, kind):
+        raise DataError(f"{name}: {_NAMES[kind]} is needed, got {value!r}"[:200], where=where)
+    return value
 
 
 def whole(value: Any, name: str, where: str) -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from topa.errors import DataError
 from topa.eval.benchmarks.catalogue import Benchmark, Split, VideoCaption
-from topa.eval.benchmarks.files import build, need_file, take
+from topa.eval.benchmarks.files import build, need_file, number_records, take
 from topa.runs import read_json
 
 SOURCE = "the MSR-VTT challenge files (train_val_videodatainfo.json, test_videodatainfo.json)"
@@ -27,13 +27,11 @@ def read(root: Path, split: str, subtitles: bool = False) -> list[VideoCaption]:
     if not isinstance(value, dict) or not {"videos", "sentences"} <= set(value):
         raise DataError("an object with videos and sentences is needed", where=path)
     captions: dict[str, list[str]] = {}
-    for number, record in enumerate(value["videos"], start=1):
-        where = f"{path}, video {number}"
+    for where, record in number_records(value["videos"], str(path), "video"):
         if take(record, "split", where) == _LABELS[split]:
-            captions[take(record, "video_id", where)] = []
-    for number, record in enumerate(value["sentences"], start=1):
-        where = f"{path}, sentence {number}"
-        video = take(record, "video_id", where)
+            captions[take(record, "video_id", where, str)] = []
+    for where, record in number_records(value["sentences"], str(path), "sentence"):
+        video = take(record, "video_id", where, str)
         if video in captions:
             captions[video].append(take(record, "caption", where))
     if not captions:

@@ -68,7 +68,7 @@ def read(root: Path, split: str, subtitles: bool = False) -> list[VideoQuestion]
 
 
 def _question(task: str, where: str, record: dict[str, object]) -> VideoQuestion:
-    options = take(record, "candidates", where)
+    options = take(record, "candidates", where, list)
     answer = take(record, "answer", where)
     if answer not in options:
         raise DataError(f"the answer {answer!r} is not one of the candidates", where=where)

@@ -7,7 +7,14 @@ from pathlib import Path
 from topa.data.questions import VideoQuestion
 from topa.errors import DataError
 from topa.eval.benchmarks.catalogue import Benchmark, Split
-from topa.eval.benchmarks.files import build, need_file, read_records, refuse_repeated, take
+from topa.eval.benchmarks.files import (
+    build,
+    need_file,
+    number_records,
+    read_records,
+    refuse_repeated,
+    take,
+)
 
 SOURCE = "https://bobbywu.com/STAR (questions; videos: Charades scaled to 480p, prior.allenai.org)"
 KINDS = ("Interaction", "Sequence", "Prediction", "Feasibility")
@@ -22,8 +29,11 @@ def read(root: Path, split: str, subtitles: bool = False) -> list[VideoQuestion]
     path = need_file(root, f"STAR_{split}.json", "star", SOURCE)
     questions = []
     for where, record in read_records(path):
-        choices = sorted(take(record, "choices", where), key=lambda c: take(c, "choice_id", where))
-        options = [take(choice, "choice", where) for choice in choices]
+        choices = sorted(
+            (take(choice, "choice_id", place, int | float), take(choice, "choice", place, str))
+            for place, choice in number_records(take(record, "choices", where), where, "choice")
+        )
+        options = [text for _, text in choices]
         answer = record.get("answer")
         if answer is not None and answer not in options:
             raise DataError(f"the answer {answer!r} is not one of the choices", where=where)

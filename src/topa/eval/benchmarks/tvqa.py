@@ -18,6 +18,7 @@ from topa.eval.benchmarks.files import (
     build,
     find_file,
     need_file,
+    number_records,
     refuse_repeated,
     take,
     whole,
@@ -49,7 +50,7 @@ def read(root: Path, split: str, subtitles: bool = False) -> list[VideoQuestion]
     for number, record in read_jsonl(path):
         where = f"{path}, line {number}"
         start, end = _interval(str(record.get("ts", "nan-nan")), where)
-        video = take(record, "vid_name", where)
+        video = take(record, "vid_name", where, str)
         answer = record.get("answer_idx")
         spoken = find_subtitles and subtitles_between(find_subtitles(video), start, end)
         fields = {
@@ -102,13 +103,13 @@ def read_all_subtitles(path: Path) -> dict[str, Subtitles]:
     clips: dict[str, Subtitles] = {}
     for number, record in read_jsonl(path):
         where = f"{path}, line {number}"
-        clips[take(record, "vid_name", where)] = [
+        clips[take(record, "vid_name", where, str)] = [
             (
-                float(take(spoken, "start", where)),
-                float(take(spoken, "end", where)),
-                " ".join(take(spoken, "text", where).split()),
+                float(take(spoken, "start", place, int | float)),
+                float(take(spoken, "end", place, int | float)),
+                " ".join(take(spoken, "text", place, str).split()),
             )
-            for spoken in take(record, "sub", where)
+            for place, spoken in number_records(take(record, "sub", where), where, "subtitle")
         ]
     return clips
 
