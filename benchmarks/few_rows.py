@@ -1,6 +1,8 @@
-"""What a linear layer takes for very few rows: PyTorch's, topa's, and one reading of the weight.
+"""What a linear layer takes for few rows: PyTorch's, topa's, and one reading of the weight.
 
-    python benchmarks/few_rows.py [--rows 1 2 4 8]
+    python benchmarks/few_rows.py [--rows 1 2 4 8 16 64]
+
+topa's is given as it is after loading an LLM, and as it is once packed for answering.
 
 Weights are of the sizes of the embedded LLM's; between two uses of one, 200 MB of others are used,
 so that none lies in a cache. Microseconds, medians.
@@ -16,7 +18,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from topa.model.linear import speed_few_rows
+from topa.model.linear import pack, speed_inference
 
 SIZES = ((576, 576), (1536, 576), (576, 1536), (49152, 576))
 CACHES = 200e6
@@ -33,25 +35,29 @@ def median_of(ways: Sequence[Callable[[], Tensor]]) -> float:
 
 
 def measure(size: tuple[int, int], rows: int) -> list[float]:
-    """Return what PyTorch's layer, topa's, and the reading of a weight [out, in] take."""
+    """Return what PyTorch's layer, topa's, topa's packed, and reading a weight [out, in] take."""
     count = max(1, int(CACHES / (4 * size[0] * size[1])))
     layers = nn.ModuleList(nn.Linear(size[1], size[0], bias=False) for _ in range(count))
     plain = [layer.weight.data for layer in layers]
     x = torch.randn(rows, size[1])
     theirs = median_of([lambda w=weight: nn.functional.linear(x, w) for weight in plain])
-    speed_few_rows(layers)
+    speed_inference(layers)
     ours = median_of([lambda layer=layer: layer(x) for layer in layers])
-    return [theirs, ours, median_of([lambda w=weight: w.sum() for weight in plain])]
+    pack(layers)
+    packed = median_of([lambda layer=layer: layer(x) for layer in layers])
+    return [theirs, ours, packed, median_of([lambda w=weight: w.sum() for weight in plain])]
 
 
 @torch.inference_mode()
 def main() -> None:
     """Measure, and print a table in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
-    parser.add_argument("--rows", type=int, nargs="+", default=[1, 2, 4, 8])
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 2, 4, 8, 16, 64])
     settings = parser.parse_args()
     print(f"float32, {torch.get_num_threads()} threads, torch {torch.__version__}\n")
-    print("| weight | rows | PyTorch | topa | sum of the weight |\n|---|---|---|---|---|")
+    print(
+        "| weight | rows | PyTorch | topa | packed | sum of the weight |\n|---|---|---|---|---|---|"
+    )
     for size in SIZES:
         for rows in settings.rows:
             cells = " | ".join(f"{value:,.0f}" for value in measure(size, rows))

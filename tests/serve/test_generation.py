@@ -19,6 +19,7 @@ def model(request, align_config, encoder, make_tiny_llm) -> Topa:
     """A model whose trained parts are not at their silent start."""
     section = align_config.model.model_copy(update={"variant": request.param})
     config = align_config.model_copy(update={"model": section})
+    torch.manual_seed(0)
     model, builder = build_model(config, encoder, make_tiny_llm())
     with torch.no_grad():
         for _, parameter in model.trainable_parameters():
@@ -47,11 +48,13 @@ class Reader:
 
     def __init__(self, generation: Generation):
         self.generation = generation
+        self.seen: list[Writer] = []  # kept, or another writer could get the id of one that is gone
         self.texts: dict[int, str] = {}
         self.reasons: dict[int, str] = {}
 
     def take(self, written) -> None:
         for writer, piece in written:
+            self.seen.append(writer)
             self.texts[id(writer)] = self.texts.get(id(writer), "") + piece.text
             if piece.finish:
                 self.reasons[id(writer)] = piece.finish

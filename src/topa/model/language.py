@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from topa.errors import ConfigError
-from topa.model.linear import speed_few_rows
+from topa.model.linear import speed_inference
 from topa.runs import cache_dir, digest, sha256_of
 from topa.weights import SMOLLM2_GGUF
 
@@ -81,7 +81,7 @@ def load_language(
         raise _unloadable(source, error) from error
     model.requires_grad_(False)
     model.eval()
-    speed_few_rows(model)
+    speed_inference(model)
     return Language(model, tokenizer, fingerprint or fingerprint_of(model, source))
 
 

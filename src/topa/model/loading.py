@@ -11,6 +11,7 @@ from topa.data.templates import PromptBuilder
 from topa.errors import ConfigError
 from topa.model.checkpoint import read_config
 from topa.model.language import Quantization, load_language
+from topa.model.linear import pack
 from topa.model.topa import TopaForConditionalGeneration
 
 
@@ -24,7 +25,9 @@ def load_model(
     quantization: Quantization | None = None,
     num_frames: int | None = None,
 ) -> tuple[TopaForConditionalGeneration, PromptBuilder]:
-    """Load a checkpoint and its LLM, without encoder and memory.
+    """Load a checkpoint and its LLM, without encoder and memory, ready to answer.
+
+    On a CPU, the weights of a small LLM are kept twice, once as they are multiplied fastest.
 
     Args:
         checkpoint: "embedded" (ships with topa), a folder written by `topa align`, or a hub id.
@@ -52,6 +55,6 @@ def load_model(
     if device_map is None and quantization is None:
         chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
         model.to(torch.device(chosen))  # type: ignore[arg-type]
-    config = model.config
+    pack(model.language_model)
     config = model.config
     return model, PromptBuilder(language.tokenizer, config.num_slots, config.template_version)

@@ -30,6 +30,7 @@ from topa.model.front import (
     place_frames,
     project_frames,
 )
+from topa.model.linear import unpack
 from topa.model.official.quirks import count_slots, fit_language
 from topa.model.packing import (
     check_language,
@@ -104,6 +105,8 @@ class TopaForConditionalGeneration(TopaPreTrainedModel, GenerationMixin):
         """Set the mode; the frozen LLM never uses dropout of its own."""
         super().train(mode)
         self.language_model.eval()
+        if mode:
+            unpack(self.language_model)  # training needs the memory, and changes the updates
         return self
 
     # Inputs ---------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from topa.errors import ConfigError
 from topa.model.adapter import add_adapter
 from topa.model.config import TopaConfig
+from topa.model.linear import speed_updates
 
 
 def add_variant(llm: PreTrainedModel, config: TopaConfig) -> None:
@@ -66,3 +67,4 @@ def _add_lora(llm: PreTrainedModel, config: TopaConfig) -> None:
         LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules=sorted(linear)),
         llm,
     )
+    speed_updates(llm)
