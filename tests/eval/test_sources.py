@@ -14,7 +14,7 @@ from PIL import Image
 
 from topa.data.questions import VideoQuestion
 from topa.errors import ConfigError, DataError, VideoError
-from topa.eval.sources import FeatureFiles, Nothing, VideoIndex, read_frames
+from topa.eval.sources import FeatureFiles, Nothing, VideoIndex, watch_item
 
 DIM = 4
 
@@ -158,19 +158,31 @@ def greys(images: list[Image.Image]) -> list[int]:
     return [image.getpixel((0, 0))[0] // 20 for image in images]
 
 
+def watch(folder: Path, num_frames: int, start: float | None = None, end: float | None = None):
+    item = VideoQuestion(
+        qid="1", video=folder.name, question="q", options=["a", "b"], answer=0, start=start, end=end
+    )
+    return watch_item(VideoIndex(folder.parents[1]), item, num_frames, 3.0)
+
+
 def test_folders_of_frames_are_watched_like_videos(frames):
     assert VideoIndex(frames.parents[1]).find("s01e01_clip_00") == frames
     # Middles of four segments of 4 s: 0.5, 1.5, 2.5, 3.5 s, frames 1, 4, 7, 10 at 3 fps.
-    assert greys(read_frames(frames, 4, 3.0, None, None).images) == [1, 4, 7, 10]
-    assert greys(read_frames(frames, 2, 3.0, 2.0, 4.0).images) == [7, 10]
-    assert greys(read_frames(frames, 10, 3.0, 3.4, 9.0).images) == [10, 11]
+    assert greys(watch(frames, 4).images) == [1, 4, 7, 10]
+    assert greys(watch(frames, 2, 2.0, 4.0).images) == [7, 10]
+    assert greys(watch(frames, 10, 3.4, 9.0).images) == [10, 11]
 
 
-def test_frames_that_are_not_there_are_told(frames, tmp_path):
-    with pytest.raises(VideoError, match="beyond the last frame"):
-        read_frames(frames, 2, 3.0, 5.0, 6.0)
-    with pytest.raises(VideoError, match="no images"):
-        read_frames(tmp_path, 2, 3.0, None, None)
+def test_frames_whose_numbers_have_no_zeros_before_come_in_order(frames):
+    """By their letters 10 would come before 2."""
+    for i in range(12):
+        (frames / f"{i + 1:05d}.png").rename(frames / f"frame{i + 1}.png")
+    assert greys(watch(frames, 12).images) == list(range(12))
+
+
+def test_frames_that_are_not_there_are_told(frames):
+    with pytest.raises(VideoError, match=r"beyond the end of the video \(4.00 s\)"):
+        watch(frames, 2, 5.0, 6.0)
     (frames / "00002.png").write_bytes(b"not an image")
-    with pytest.raises(VideoError, match="not a readable image"):
-        read_frames(frames, 12, 3.0, None, None)
+    with pytest.raises(VideoError, match="picture 2 cannot be decoded"):
+        watch(frames, 12)

@@ -23,7 +23,6 @@ from torch import Tensor
 from topa.answer import Topa
 from topa.data.templates import CHOICE_INSTRUCTION, OPEN_INSTRUCTION, Prompt, clean_question
 from topa.errors import ConfigError, VideoError
-from topa.eval.sources import read_frames
 from topa.features.video import Clip, read_clip
 from topa.model.scoring import score_options
 
@@ -184,11 +183,9 @@ class TopaLmms(lmms):
     def _read(
         self, path: Path, count: int, start: float | None = None, end: float | None = None
     ) -> Clip:
-        if path.is_dir():
-            return read_frames(path, count, 3.0, start, end)
-        if start is None and end is None:
+        if start is None and end is None and not path.is_dir():
             return self.topa.watch(path, num_frames=count)
-        return read_clip(path, num_frames=count, start=start, end=end)
+        return read_clip(path, num_frames=count, start=start, end=end, frame_rate=3.0)
 
 
 def _instruction(context: str) -> str:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional
 
@@ -179,49 +178,13 @@ def watch_item(index: VideoIndex, item: Item, num_frames: int, frame_rate: float
     Raises:
         VideoError: The video is missing or cannot be read.
     """
-    path = index.find(item.video)
-    if path.is_dir():
-        return read_frames(path, num_frames, frame_rate, item.start, item.end)
-    return read_clip(path, num_frames=num_frames, start=item.start, end=item.end)
-
-
-def read_frames(
-    folder: Path, num_frames: int, rate: float, start: float | None, end: float | None
-) -> Clip:
-    """Return frames of a folder of images in the order of their names.
-
-    Those on screen at the middles of equal segments of [start, end], as for videos; a frame
-    that is hit several times is returned once.
-
-    Args:
-        folder: Holds one image per frame.
-        num_frames: Segments.
-        rate: Frames per second.
-        start: Seconds after the first frame; the first frame if None.
-        end: Seconds after the first frame; the end if None or later than the end.
-
-    Raises:
-        VideoError: There are no images, one cannot be read, or start is beyond the end.
-    """
-    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
-    if not files:
-        raise VideoError("no images in this folder", where=folder)
-    duration = len(files) / rate
-    low, high = start or 0.0, min(duration if end is None else end, duration)
-    if low >= duration:
-        raise VideoError(
-            f"start {low:g} s is beyond the last frame ({duration:.2f} s)", where=folder
-        )
-    middles = [low + (high - low) * (2 * j + 1) / (2 * num_frames) for j in range(num_frames)]
-    rows = sorted({min(int(middle * rate), len(files) - 1) for middle in middles})
-    images = []
-    for row in rows:
-        try:
-            with Image.open(files[row]) as image:
-                images.append(image.convert("RGB"))
-        except (OSError, UnidentifiedImageError) as error:
-            raise VideoError(f"not a readable image ({error})", where=files[row]) from None
-    return Clip(str(folder), [row / rate for row in rows], images, duration)
+    return read_clip(
+        index.find(item.video),
+        num_frames=num_frames,
+        start=item.start,
+        end=item.end,
+        frame_rate=frame_rate,
+    )
 
 
 class FeatureFiles:

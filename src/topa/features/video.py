@@ -77,6 +77,7 @@ def read_clip(
     end: float | None = None,
     rule: str = "middle",
     fps: float | None = None,
+    frame_rate: float = 1.0,
     max_pixels: int = MAX_PIXELS,
     max_frames: int = MAX_FRAMES,
     time_limit: float = 60.0,
@@ -91,12 +92,13 @@ def read_clip(
 
     Args:
         path: Any file that FFmpeg reads and that holds a video stream, an animated WebP, or a
-            folder of images, which are shown for a second each in the order of their names.
+            folder of images in the order of their names.
         num_frames: Number of frames asked for; not used with `fps`.
         start: Seconds after the first frame; the first frame if None.
         end: Seconds after the first frame; the end if None or later than the end.
         rule: How times are chosen, one of `topa.features.sampling.RULES`.
         fps: Look at so many frames a second instead.
+        frame_rate: Images of a folder that are shown a second.
         max_pixels: Most pixels (width * height) a frame may have.
         max_frames: Most frames to return.
         time_limit: Most seconds to spend on this file.
@@ -114,6 +116,7 @@ def read_clip(
     _check_positive(
         num_frames=num_frames,
         fps=1 if fps is None else fps,
+        frame_rate=frame_rate,
         max_pixels=max_pixels,
         max_frames=max_frames,
         time_limit=time_limit,
@@ -123,7 +126,8 @@ def read_clip(
     limits = Limits(max_pixels, time_limit, time.monotonic() + time_limit, threads)
     times: list[float] = []
     images: list[Image.Image] = []
-    with contextlib.closing(_open(path, limits, choose_decoder(decoder))) as reader:
+    opened = _open(path, limits, choose_decoder(decoder), frame_rate)
+    with contextlib.closing(opened) as reader:
         low, high = _interval(path, start, end, reader.duration)
         wanted = [low]
         if high is not None:
@@ -171,9 +175,9 @@ class _FrameReader:
         self._reader.close()
 
 
-def _open(path: Path, limits: Limits, decoder: Decoder) -> _ImageReader:
+def _open(path: Path, limits: Limits, decoder: Decoder, frame_rate: float) -> _ImageReader:
     if path.is_dir():
-        return FolderReader(path, limits)
+        return FolderReader(path, limits, Fraction(str(float(frame_rate))))
     return WebpReader(path, limits) if is_webp(path) else _FrameReader(path, limits, decoder)
 
 
