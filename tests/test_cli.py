@@ -103,6 +103,14 @@ def test_help_loads_no_network_library():
     assert result.returncode == 0
 
 
+def test_progress_bars_of_libraries_stay_out_of_the_terminal():
+    code = (
+        "from topa.cli.terminal import silence_libraries; silence_libraries()\n"
+        "from tqdm.auto import tqdm; print(tqdm(range(2)).disable)"
+    )
+    assert run_process(code).stdout == "True\n"
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help_with_an_example(command):
     result = run(*command.split(), "--help")

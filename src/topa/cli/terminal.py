@@ -67,6 +67,7 @@ def silence_libraries() -> None:
     Takes effect on libraries that are imported later; what the user has set stays.
     """
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # transformers, while it reads a GGUF file
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "warning")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
