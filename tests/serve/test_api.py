@@ -123,6 +123,28 @@ def test_a_conversation_goes_on(client, url):
     assert found.usage.prompt_tokens > alone.usage.prompt_tokens
 
 
+@pytest.mark.parametrize("given_back", [lambda m: m, lambda m: m.model_dump()])
+def test_an_answer_can_be_given_back_as_an_earlier_turn(given_back, client, url):
+    """As clients do it: the message of the response is appended to the conversation."""
+    asked = {"model": "tiny", "max_tokens": 4}
+    first = client.chat.completions.create(**asked, messages=about(url)).choices[0].message
+    messages = [*about(url), given_back(first), {"role": "user", "content": "Of what?"}]
+    plain = [*messages[:1], {"role": "assistant", "content": first.content}, messages[-1]]
+    found = client.chat.completions.create(**asked, messages=messages)
+    expected = client.chat.completions.create(**asked, messages=plain)
+    assert found.choices == expected.choices
+    assert found.usage == expected.usage
+
+
+def test_null_says_nothing(client, url):
+    names = ("n", "stream", "stop", "logprobs", "max_tokens", "temperature", "response_format")
+    plain = client.chat.completions.create(model="tiny", messages=about(url))
+    found = client.chat.completions.create(
+        model="tiny", messages=about(url), extra_body=dict.fromkeys(names)
+    )
+    assert found.choices == plain.choices
+
+
 @pytest.mark.parametrize(
     "extra",
     [
@@ -191,6 +213,28 @@ def test_frames_are_explained_as_in_python(address, topa, video, url):
         assert Image.open(io.BytesIO(base64.b64decode(body))).size == (160, 120)
 
 
+def test_long_work_is_done_in_shares(address, url, topa, monkeypatch):
+    """So that one request of many long texts keeps nobody waiting until all are computed."""
+    counts, encode = [], topa.encoder.encode_text
+
+    def count(texts):
+        counts.append(len(texts))
+        return encode(texts)
+
+    monkeypatch.setattr(topa.encoder, "encode_text", count)
+    texts = [f"text {k}" for k in range(20)]
+    found = post(address, "embeddings", input=texts).json()["data"]
+    rows = encode(texts).tolist()
+    assert [row["embedding"] for row in found] == [pytest.approx(r, abs=1e-6) for r in rows]
+    assert counts == [8, 8, 4]
+    asked = [{"question": f"What is {k}?", "options": OPTIONS} for k in range(10)]
+    body = {"video_url": {"url": url}, "questions": asked}
+    found = post(address, "score", **body).json()["data"]
+    alone = post(address, "score", **{**body, "questions": asked[9:]}).json()["data"]
+    assert [row["question"] for row in found] == [item["question"] for item in asked]
+    assert found[9]["probabilities"] == pytest.approx(alone[0]["probabilities"], abs=1e-4)
+
+
 @pytest.mark.parametrize("encoding", ["float", "base64"])
 def test_texts_have_features(encoding, client, topa):
     found = client.embeddings.create(
@@ -215,6 +259,14 @@ def test_texts_have_features(encoding, client, topa):
         ({"n": 9}, "9 answers asked for, at most 8"),
         ({"max_tokens": 513}, "at most 512 tokens"),
         ({"temperature": 3}, "temperature: Input should be less than or equal to 2"),
+        ({"stream_options": {"include_usage": True}}, "there is no stream"),
+        ({"top_logprobs": 2}, "top_logprobs: it needs logprobs"),
+        ({"response_format": {"type": "json_object"}}, "response_format.type: Input should be 't"),
+        ({"stop": ""}, "stop: String should have at least 1 character"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+            "messages.0.content.0: Input tag 'image_url'",
+        ),
     ],
 )
 def test_what_cannot_be_done_is_said(change, says, client, url):
@@ -225,6 +277,13 @@ def test_what_cannot_be_done_is_said(change, says, client, url):
         client.chat.completions.create(**asked, extra_body=change)
     assert caught.value.status_code in (400, 413)
     assert says in caught.value.body["message"]
+
+
+def test_what_is_no_json_or_at_no_route_is_said(address):
+    found = httpx2.post(f"{address}/v1/score", content=b"{}")
+    assert "Content-Type: application/json" in found.json()["error"]["message"]
+    found = httpx2.get(f"{address}/v1/responses")
+    assert (found.status_code, "/openapi.json" in found.text) == (404, True)
 
 
 def test_another_model_is_not_found(client, url):

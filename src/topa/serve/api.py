@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from fastapi import FastAPI, Request
@@ -39,6 +39,8 @@ from topa.serve.schemas import (
 from topa.serve.service import Service
 from topa.serve.settings import ApiKeys
 
+Item = TypeVar("Item")
+_SHARE = 8  # questions, or texts, computed without a break
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"model": ProblemResponse, "description": text}
     for status, text in {
@@ -94,15 +96,21 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def tell_field(request: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
+        # Of the ways to read a field, the one that got furthest was meant.
+        first = max(error.errors(), key=lambda found: len(found["loc"]))
         # Keys of unions and of the body are pydantic's, not the client's.
-        parts = [str(part) for part in first["loc"] if part != "body"]
+        parts = [str(part) for part in first["loc"] if part not in ("body", "constrained-str")]
         where = ".".join(part for part in parts if "[" not in part)
+        if not where and isinstance(error.body, bytes):
+            return problem(400, "the request needs the header Content-Type: application/json")
         return problem(400, f"{where or 'body'}: {first['msg']}", where or None)
 
     @app.exception_handler(HTTPException)
     async def tell_status(request: Request, error: HTTPException) -> JSONResponse:
-        return problem(error.status_code, str(error.detail), None, error.headers)
+        text = str(error.detail)
+        if error.status_code == 404 and text == "Not Found":
+            text = "there is nothing at this address; /openapi.json lists what there is"
+        return problem(error.status_code, text, None, error.headers)
 
 
 def problem(status: int, text: str, where: str | None = None, headers: Any = None) -> JSONResponse:
@@ -186,13 +194,12 @@ def _add_method(app: FastAPI, service: Service) -> None:
         _check_model(service, request.model)
         method = request.method or service.own_method
         video = await service.watch(request.video_url.url, request.num_frames, request.fps)
-        probabilities = await service.choose(
-            video,
-            [(asked.question, asked.options) for asked in request.questions],
-            method=method,
-            use_memory=request.use_memory,
-            blind=request.blind,
-        )
+        choices = [(asked.question, asked.options) for asked in request.questions]
+        probabilities: list[list[float]] = []
+        for some in _shares(choices):
+            probabilities += await service.choose(
+                video, some, method=method, use_memory=request.use_memory, blind=request.blind
+            )
         data = []
         for asked, shares in zip(request.questions, probabilities, strict=True):
             best = shares.index(max(shares))
@@ -233,8 +240,10 @@ def _add_embeddings(app: FastAPI, service: Service) -> None:
         texts = [i.text if isinstance(i, TextPart) else i for i in items if not _is_video(i)]
         if not all(text.strip() for text in texts if isinstance(text, str)):
             raise RequestError("a text is empty", where="input")
-        found = await service.embed_texts([text for text in texts if isinstance(text, str)])
-        encoded = iter(found.tolist())
+        found: list[list[float]] = []
+        for some in _shares([text for text in texts if isinstance(text, str)]):
+            found += (await service.embed_texts(some)).tolist()
+        encoded = iter(found)
         data: list[Embedding] = []
         rows: list[tuple[list[float], float | None]]
         for item in items:
@@ -249,6 +258,14 @@ def _add_embeddings(app: FastAPI, service: Service) -> None:
                 data.append(Embedding(index=len(data), embedding=spelled, time=moment))
         usage = {"prompt_tokens": 0, "total_tokens": 0}
         return EmbeddingsResponse(model=service.name, data=data, usage=usage)
+
+
+def _shares(items: Sequence[Item]) -> list[Sequence[Item]]:
+    """Return the work of a request in shares, between which others have their turn.
+
+    What is being computed cannot be stopped; a request that is given up stops after a share.
+    """
+    return [items[start : start + _SHARE] for start in range(0, len(items), _SHARE)]
 
 
 def _is_video(item: Any) -> bool:

@@ -93,8 +93,12 @@ def samplings_of(request: ChatRequest, is_caption: bool, most: int) -> list[Samp
     Raises:
         TooLargeError: More than `most` answers.
     """
-    if request.n > most:
-        raise TooLargeError(f"{request.n} answers asked for, at most {most}", where="n")
+    if request.answers > most:
+        raise TooLargeError(f"{request.answers} answers asked for, at most {most}", where="n")
+    if request.stream_options is not None and not request.stream:
+        raise RequestError("there is no stream that it could change", where="stream_options")
+    if request.top_logprobs is not None and not request.logprobs:
+        raise RequestError("it needs logprobs: true", where="top_logprobs")
     stop = [request.stop] if isinstance(request.stop, str) else request.stop or []
     longest = request.max_completion_tokens or request.max_tokens
     penalty = DESCRIPTION_PENALTY if is_caption else 1.0
@@ -111,7 +115,7 @@ def samplings_of(request: ChatRequest, is_caption: bool, most: int) -> list[Samp
             repetition_penalty=request.repetition_penalty or penalty,
             whole_sentences=is_caption,
         )
-        for number in range(request.n)
+        for number in range(request.answers)
     ]
 
 
@@ -136,7 +140,7 @@ class Conversation:
         self._request, self._metrics = request, service.metrics
         self._model = service.name
         self._id, self._created = f"chatcmpl-{uuid4().hex}", int(time.time())
-        self._counts = [0] * request.n
+        self._counts = [0] * request.answers
         frames = 0 if request.blind else len(video.times)
         config = service.topa.model.config
         # Slots that carry no frame are masked, and cost nothing.
@@ -172,9 +176,9 @@ class Conversation:
 
     async def response(self) -> dict[str, Any]:
         """Return the whole response."""
-        texts = [""] * self._request.n
+        texts = [""] * self._request.answers
         tokens: list[list[Token]] = [[] for _ in texts]
-        reasons: list[str | None] = [None] * self._request.n
+        reasons: list[str | None] = [None] * self._request.answers
         async for number, piece in self.pieces():
             texts[number] += piece.text
             tokens[number] += piece.tokens
@@ -192,7 +196,7 @@ class Conversation:
 
     async def stream(self) -> AsyncIterator[str]:
         """Yield the response as server-sent events."""
-        for number in range(self._request.n):
+        for number in range(self._request.answers):
             yield self._event([self._change(number, {"role": "assistant", "content": ""})])
         async for number, piece in self.pieces():
             if piece.text or piece.tokens:

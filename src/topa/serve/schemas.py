@@ -52,12 +52,18 @@ class Message(Body):
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[str, Field(max_length=8000)] | Annotated[list[Part], Field(max_length=16)]
     name: str | None = Field(None, max_length=200)
+    # An answer of this server, given back as an earlier turn, has these, and they are empty.
+    refusal: None = None
+    annotations: None = None
+    audio: None = None
+    function_call: None = None
+    tool_calls: None = None
 
 
 class VideoSampling(Body):
     """How many frames of a video are looked at."""
 
-    num_frames: PositiveInt | None = None
+    num_frames: int | None = Field(None, gt=0, le=100_000)
     fps: PositiveFloat | None = Field(None, le=1000)
 
 
@@ -65,6 +71,12 @@ class MediaOptions(Body):
     """vLLM's `media_io_kwargs`."""
 
     video: VideoSampling = VideoSampling()
+
+
+class ResponseFormat(Body):
+    """Words are all that is written."""
+
+    type: Literal["text"]
 
 
 class StreamOptions(Body):
@@ -87,28 +99,34 @@ class ChatRequest(Watching):
     blind: bool = Field(False, description="Mask the video.")
     media_io_kwargs: MediaOptions = MediaOptions()
     mm_processor_kwargs: VideoSampling = VideoSampling()
-    stream: bool = False
-    stream_options: StreamOptions | None = None
-    n: PositiveInt = 1
+    stream: bool | None = None
+    stream_options: StreamOptions | None = Field(None, description="Of a stream only.")
+    n: PositiveInt | None = Field(None, description="1 if not said.")
     max_tokens: PositiveInt | None = None
     max_completion_tokens: PositiveInt | None = None
     temperature: float | None = Field(None, ge=0, le=2, description="0 if not said.")
     top_p: float | None = Field(None, gt=0, le=1)
     stop: Short | Annotated[list[Short], Field(max_length=4)] | None = None
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    logprobs: bool = False
-    top_logprobs: int | None = Field(None, ge=0, le=20)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=20, description="With logprobs only.")
     repetition_penalty: float | None = Field(None, gt=0, le=10)
     no_repeat_ngram_size: int = Field(4, ge=0, le=64)
     # Of these, only what changes nothing is taken.
     frequency_penalty: Literal[0] | None = None
     presence_penalty: Literal[0] | None = None
+    response_format: ResponseFormat | None = None
     user: str | None = Field(None, max_length=1000)
     store: Literal[False] | None = None
     metadata: dict[str, str] | None = None
     service_tier: str | None = Field(None, max_length=100)
     safety_identifier: str | None = Field(None, max_length=1000)
     prompt_cache_key: str | None = Field(None, max_length=1000)
+
+    @property
+    def answers(self) -> int:
+        """How many answers are to be written."""
+        return self.n or 1
 
     def sampled(self) -> VideoSampling:
         """Return how many frames are asked for, in whichever of the three places it is said."""
