@@ -145,7 +145,12 @@ def test_json_stays_readable(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "part"),
-    [(None, "file not found"), (b"{", "not valid JSON"), (b"\xff", "not valid JSON")],
+    [
+        (None, "file not found"),
+        (b"{", "not valid JSON"),
+        (b"\xff", "not valid JSON"),
+        (b"[" * 100_000, "not valid JSON"),
+    ],
 )
 def test_json_that_cannot_be_read(tmp_path, content, part):
     path = tmp_path / "a.json"
@@ -174,6 +179,7 @@ def test_jsonl_rows_come_with_their_line_numbers(tmp_path):
         (b'{"a": 1}\n{"a": \n', "line 2: not valid JSON"),
         (b'{"a": 1}\n\n[1]\n', "line 3: a JSON object is needed, got list"),
         (b'{"a": "\xe9"}\n', "not a UTF-8 text file"),
+        (b"[" * 100_000 + b"\n", "line 1: not valid JSON"),
     ],
 )
 def test_jsonl_that_cannot_be_read(tmp_path, content, part):

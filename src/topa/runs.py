@@ -90,7 +90,7 @@ def read_json(path: str | Path) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError("file not found", where=path) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DataError(f"not valid JSON ({error})", where=path) from None
 
 
@@ -115,6 +115,10 @@ def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
                         f"not valid JSON ({error.msg}, column {error.colno})",
                         where=f"{path}, line {number}",
                         mend="Each line must be one JSON object.",
+                    ) from None
+                except RecursionError as error:
+                    raise DataError(
+                        f"not valid JSON ({error})", where=f"{path}, line {number}"
                     ) from None
                 if not isinstance(value, dict):
                     raise DataError(

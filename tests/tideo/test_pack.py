@@ -119,10 +119,14 @@ def test_batch_files_go_out_and_come_back(tmp_path, make_seeds):
     assert failure["replies"] == ["no JSON at all", "still none"]
 
 
-def test_a_line_without_a_name_is_refused(tmp_path, make_seeds):
-    path = write_lines(tmp_path / "r.jsonl", [{"x": 1}])
+@pytest.mark.parametrize("line", [{"x": 1}, {"response": [1]}])
+def test_a_line_that_is_no_result_is_refused(tmp_path, make_seeds, line):
+    seeds = make_seeds(1)
+    if "response" in line:
+        line["custom_id"] = f"{RECIPE.key_of(seeds[0])}-0"
+    path = write_lines(tmp_path / "r.jsonl", [line])
     with pytest.raises(DataError, match="line 1"):
-        import_results(make_seeds(1), RECIPE, tmp_path / "run", path)
+        import_results(seeds, RECIPE, tmp_path / "run", path)
 
 
 # The authors' data ---------------------------------------------------------------------
@@ -188,9 +192,11 @@ def test_a_list_is_read_in_pieces_of_any_size(tmp_path, monkeypatch, size):
     assert list(iterate_list(path)) == values
 
 
-@pytest.mark.parametrize("text", ["{}", "", '[{"idx": 1', "[1, 2", "[1 2 x]"])
+@pytest.mark.parametrize(
+    "text", [b"{}", b"", b'[{"idx": 1', b"[1, 2", b"[1 2 x]", b'["\xff"]', b"[" * 100_000]
+)
 def test_what_is_no_whole_list_is_refused(tmp_path, text):
     path = tmp_path / "l.json"
-    path.write_text(text)
+    path.write_bytes(text)
     with pytest.raises(DataError):
         list(iterate_list(path))

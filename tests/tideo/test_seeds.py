@@ -79,6 +79,13 @@ def test_every_kind_of_file_gives_the_same_seeds(tmp_path):
     assert found["txt"] == found["tsv"] == found["jsonl"] == found["parquet"]
 
 
+@pytest.mark.parametrize("header", ['"caption', "y" * (1 << 18)])
+def test_a_broken_header_is_told(tmp_path, header):
+    table = write(tmp_path / "a.csv", f"{header}\n1\n")
+    with pytest.raises(DataError, match="not valid CSV"):
+        gather_seeds([SeedSpec(str(table))])
+
+
 def test_a_missing_column_names_those_that_are_there(tmp_path):
     table = write(tmp_path / "a.csv", "alpha,beta\n1,2\n")
     with pytest.raises(DataError, match="alpha, beta"):

@@ -188,6 +188,15 @@ def iterate_list(path: str | Path) -> Iterator[Any]:
     path = Path(path)
     if not path.is_file():
         raise DataError("file not found", where=path, mend="Check the path.")
+    try:
+        yield from _iterate_list(path)
+    except UnicodeDecodeError as error:
+        raise DataError(f"not a UTF-8 text file ({error.reason})", where=path) from None
+    except RecursionError:
+        raise DataError("lists within lists without end", where=path) from None
+
+
+def _iterate_list(path: Path) -> Iterator[Any]:
     decoder = json.JSONDecoder()
     with open(path, encoding="utf-8") as file:
         text = file.read(_CHUNK).lstrip()

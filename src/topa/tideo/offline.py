@@ -154,6 +154,8 @@ class _Importer:
             report.repeated += 1
             return
         response = row.get("response") or {}
+        if not isinstance(response, dict):
+            raise DataError("the response is no object", where=where)
         if row.get("error") or response.get("status_code") != 200:
             problem = row.get("error") or response.get("body") or "no response"
             report.errors[name] = json.dumps(problem, ensure_ascii=False)[:300]

@@ -129,7 +129,7 @@ def _import_arrow(path: str | Path) -> tuple[Any, Any]:
 
 
 def read_parquet(path: str | Path) -> Iterator[dict[str, Any]]:
-    """Yield the Tideos of a Parquet file as plain values, without the fields that are empty.
+    """Yield the Tideos of a Parquet file as plain values; fields that are empty are None.
 
     Raises:
         ConfigError: pyarrow is missing.

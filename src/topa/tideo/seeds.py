@@ -224,7 +224,7 @@ def _read_column(path: Path, spec: SeedSpec) -> Iterator[Seed | None]:
         table = csv.DictReader(
             _read_lines(path), delimiter="\t" if path.suffix == ".tsv" else ",", strict=True
         )
-        columns, rows = list(table.fieldnames or ()), _read_table(table, path)
+        columns, rows = _read_header(table, path), _read_table(table, path)
     column = _choose_column(path, spec.column, columns)
     source = spec.source or KNOWN_COLUMNS.get(column.casefold(), "topic")
     return (_clean(row.get(column), source) for row in rows)
@@ -233,6 +233,13 @@ def _read_column(path: Path, spec: SeedSpec) -> Iterator[Seed | None]:
 def _chain(first: dict, rest: Iterator[dict]) -> Iterator[dict]:
     yield first
     yield from rest
+
+
+def _read_header(table: csv.DictReader, path: Path) -> list[str]:
+    try:
+        return list(table.fieldnames or ())
+    except csv.Error as error:
+        raise DataError(f"not valid CSV ({error})", where=f"{path}, line 1") from None
 
 
 def _read_table(table: csv.DictReader, path: Path) -> Iterator[dict]:
