@@ -199,6 +199,10 @@ def test_damaged_or_mixed_files_are_refused(tmp_path):
     (tmp_path / "captions.json").write_text('["another"]')
     with pytest.raises(DataError, match="does not belong"):
         Memory.load(tmp_path)
+    for wrong in ("[1, 2]", "{}", "5"):
+        (tmp_path / "captions.json").write_text(wrong)
+        with pytest.raises(DataError, match="does not belong"):
+            Memory.load(tmp_path)
     make_memory().save(tmp_path)
     path = tmp_path / "memory.safetensors"
     path.write_bytes(path.read_bytes()[:100])

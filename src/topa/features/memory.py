@@ -313,17 +313,22 @@ class Memory:
             ) from None
         check_fingerprint(metadata.get("fingerprint", ""), fingerprint, where=path)
         captions = read_json(Path(folder) / "captions.json")
-        if digest(*captions) != metadata.get("captions"):
+        are_texts = isinstance(captions, list) and all(isinstance(c, str) for c in captions)
+        if not are_texts or digest(*captions) != metadata.get("captions"):
             raise DataError(
                 "captions.json does not belong to memory.safetensors",
                 where=folder,
                 mend="Build the memory again.",
             )
+        try:
+            temperature = float(metadata["temperature"])
+        except (KeyError, ValueError):
+            raise DataError("no temperature in it", where=path, mend="Build it again.") from None
         return cls(
             features,
             captions,
-            metadata["fingerprint"],
-            float(metadata["temperature"]),
+            metadata.get("fingerprint", ""),
+            temperature,
             storage=metadata.get("storage", "float32"),
             image_mean=image_mean,
         )
