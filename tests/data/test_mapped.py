@@ -77,6 +77,22 @@ def test_what_was_encoded_before_a_stop_is_not_encoded_again(tideos, tmp_path, m
     assert torch.equal(found.frames, plain.frames)
 
 
+def test_rows_that_were_lost_since_a_stop_are_no_zeros(tideos, tmp_path, monkeypatch):
+    monkeypatch.setenv("TOPA_CACHE", str(tmp_path))
+    monkeypatch.setattr(mapped, "_CHUNK", 4)
+
+    def stop(done: int, of: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        map_tideos(tideos, Counting(), progress=stop)
+    (path,) = tmp_path.rglob("frames.f32")
+    for lost in (lambda: path.write_bytes(path.read_bytes()[:-4]), path.unlink):
+        lost()
+        with pytest.raises(DataError, match=r"frames.f32: less than the \d+ bytes"):
+            map_tideos(tideos, Counting())
+
+
 def test_a_file_of_another_size_is_refused(tideos, tmp_path, monkeypatch):
     monkeypatch.setenv("TOPA_CACHE", str(tmp_path))
     map_tideos(tideos, Counting())

@@ -124,9 +124,21 @@ def _fill(
 
 
 def _put(path: Path, rows: Tensor, first: int) -> None:
-    """Write rows [n, d] behind the first ones of a file; what a stop left behind these goes."""
-    with open(path, "r+b" if path.exists() else "w+b") as file:
-        file.truncate(first * rows.shape[1] * 4)
+    """Write rows [n, d] behind the first ones of a file; what a stop left behind these goes.
+
+    Raises:
+        DataError: The first ones are not all there.
+    """
+    kept = first * rows.shape[1] * 4
+    if first and (not path.is_file() or path.stat().st_size < kept):
+        # Made longer, it would hold zeros for them.
+        raise DataError(
+            f"less than the {kept} bytes that were written",
+            where=path,
+            mend="Delete its folder; the features are then encoded again.",
+        )
+    with open(path, "r+b" if first else "w+b") as file:
+        file.truncate(kept)
         file.seek(0, os.SEEK_END)
         file.write(rows.float().contiguous().numpy().tobytes())
         file.flush()
