@@ -108,5 +108,16 @@ def test_the_mode_is_left_as_it_was(training, make_model, make_prompt, make_feat
     assert model.training is training
 
 
+def test_the_mode_is_left_as_it_was_by_an_error(make_model, make_prompt, make_features):
+    model = make_model().train()
+
+    def stop(done: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        score_options(model, [make_prompt(0, [[2]])], [make_features(0)], progress=stop)
+    assert model.training
+
+
 def test_nothing_to_score_gives_nothing(make_model):
     assert score_options(make_model(), [], []) == []

@@ -41,24 +41,26 @@ def score_options(
     Returns:
         For each prompt, for each of its questions, float32 [number of options] on the CPU.
     """
-    was_training = model.training
-    model.eval()
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     scores: list[list[Tensor]] = [[] for _ in prompts]
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        batch = collate(
-            [prompts[i] for i in rows], [features[i] for i in rows], model.config.num_frames
-        )
-        if blind:
-            batch.frame_mask = torch.zeros_like(batch.frame_mask)
-        batch = batch.to(model.device)
-        per_prompt = _split(_span_scores(model, batch), [prompts[i] for i in rows])
-        for i, questions in zip(rows, per_prompt, strict=True):
-            scores[i] = questions
-        if progress is not None:
-            progress(start + len(rows))
-    model.train(was_training)
+    was_training = model.training
+    model.eval()
+    try:
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            batch = collate(
+                [prompts[i] for i in rows], [features[i] for i in rows], model.config.num_frames
+            )
+            if blind:
+                batch.frame_mask = torch.zeros_like(batch.frame_mask)
+            batch = batch.to(model.device)
+            per_prompt = _split(_span_scores(model, batch), [prompts[i] for i in rows])
+            for i, questions in zip(rows, per_prompt, strict=True):
+                scores[i] = questions
+            if progress is not None:
+                progress(start + len(rows))
+    finally:
+        model.train(was_training)
     return scores
 
 
