@@ -19,4 +19,3 @@ EVAL_METHODS: tuple[EvalMethod, ...] = get_args(EvalMethod)
 AblationName = Literal[
     "frames", "projection", "blind", "tasks", "scoring", "memory-size", "data-size"
 ]
-ABLATIONS: tuple[AblationName, ...] = get_args(AblationName)

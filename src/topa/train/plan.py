@@ -61,7 +61,7 @@ _KNOWN: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class Memory:
+class Footprint:
     """Bytes on one GPU.
 
     Attributes:
@@ -96,7 +96,7 @@ class Plan:
     fits: bool
     parallel: str
     recompute: bool
-    memory: Memory
+    memory: Footprint
     ways: dict[str, float]
     frozen_weights: int
     trained_weights: int
@@ -265,7 +265,7 @@ def _weigh(
     tokens: int,
     gpus: int,
     dtype: torch.dtype,
-) -> dict[str, Memory]:
+) -> dict[str, Footprint]:
     """Return the memory of every way of training, by name, in the order of speed.
 
     Args:
@@ -280,7 +280,7 @@ def _weigh(
     """
     size, layers = torch.finfo(dtype).bits // 8, cast(int, shape.num_hidden_layers)
     inputs = layers * tokens * cast(int, shape.hidden_size) * size
-    ways: dict[str, Memory] = {}
+    ways: dict[str, Footprint] = {}
     for parallel in ("ddp", "fsdp") if gpus > 1 else ("ddp",):
         share = gpus if parallel == "fsdp" else 1
         # While one layer computes, the next is gathered: two are whole at any time.
@@ -292,7 +292,7 @@ def _weigh(
             state = trained * _BYTES_PER_TRAINED / share
             total = (weights + state + kept) * _SLACK + _CONTEXT
             name = f"{parallel}, recompute" if recompute else parallel
-            ways[name] = Memory(weights, state, kept, total)
+            ways[name] = Footprint(weights, state, kept, total)
     return ways
 
 

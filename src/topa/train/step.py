@@ -59,11 +59,6 @@ class StepModel(nn.Module):
         """Where the model is."""
         return self.topa.device
 
-    def layer_class(self) -> str:
-        """Return the name of the class of the LLM's layers, which FSDP2 shards one by one."""
-        decoder = self.topa.language_model.get_decoder()
-        return type(decoder.layers[0]).__name__
-
 
 def whole_tensors(model: TopaForConditionalGeneration) -> Iterator[tuple[str, Tensor]]:
     """Yield what a checkpoint holds, shards put together; every process has to ask for all."""
