@@ -24,6 +24,7 @@ from topa.cli.evaluation_options import (
     VideosOption,
 )
 from topa.cli.terminal import (
+    LOADING,
     BlindOption,
     CheckpointOption,
     FramesOption,
@@ -111,7 +112,7 @@ def _run(job: Job, save: Path | None, processes: int, shard: str | None, as_json
     single = save if save is not None and save.suffix == ".json" else None
     folder = save if single is None else None
     check_folder_of(single)
-    say("Loading the model, its encoder and its memory.")
+    say(LOADING)
     with show_progress("questions") as progress:
         report = run_job(job, task, out=folder, shard=part, processes=processes, progress=progress)
     if report is None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from topa.cli.terminal import CheckpointOption, say
+from topa.cli.terminal import LOADING, CheckpointOption, say
 
 if TYPE_CHECKING:
     from topa.serve.settings import ServeConfig
@@ -70,6 +70,7 @@ def serve(
     keys = ApiKeys.from_environment()
     if not keys and host not in ("127.0.0.1", "localhost", "::1"):
         say(f"Anyone who reaches {host}:{port} can use this server. Set {KEYS_VARIABLE}.")
+    say(LOADING)
     from topa.answer import Topa
 
     topa = Topa.from_pretrained(checkpoint)
@@ -105,6 +106,7 @@ def ui(
     with _extra("ui"):
         from topa.serve.page import run_page
 
+    say(LOADING)
     run_page(checkpoints or ["embedded"], resolved, host=host, port=port, browser=browser, say=say)
 
 

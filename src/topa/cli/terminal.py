@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+LOADING = "Loading the model, its encoder and its memory."
+
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
