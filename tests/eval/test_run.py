@@ -14,6 +14,9 @@ from topa.data.questions import VideoQuestion, from_tideos, read_questions
 from topa.data.templates import TEMPLATE_VERSION
 from topa.errors import ConfigError
 from topa.eval import measuring, run, sources
+from topa.eval.benchmarks import VideoCaption
+from topa.eval.caption_metrics import score_captions
+from topa.eval.captions import CaptionEvaluation
 from topa.eval.log import PredictionLog, Shard
 from topa.eval.measuring import token_limit
 from topa.eval.run import Evaluation, evaluate, fingerprint_of_trainables, tideo_features
@@ -81,6 +84,21 @@ def test_a_video_that_fails_makes_its_questions_wrong_and_is_listed(topa, videos
 def test_no_readable_video_at_all_is_accuracy_zero(topa, videos):
     report = evaluate(topa, [ask("0", "x.mp4"), ask("1", "y.mp4")], videos=videos)
     assert (report.accuracy, report.n, len(report.failures)) == (0.0, 2, 2)
+
+
+def test_a_caption_that_fails_is_empty_and_listed(topa, videos):
+    """The official code writes "A video" in its place, which scores here."""
+    wanted = {"a.mp4": ["a cup of coffee"], "text.mp4": ["a video"]}
+    items = [VideoCaption(video=name, captions=texts) for name, texts in wanted.items()]
+    job = CaptionEvaluation(topa, items, VideoFolder(topa, videos, 2), 2)
+    rows, _ = job.answer()
+    assert [row["id"] for row in rows if row["caption"] is None] == ["text.mp4"]
+    report = job.report(rows, 1.0, 2)
+    assert [item["id"] for item in report.failures] == ["text.mp4"]
+    assert report.n == 2
+    empty = score_captions({"a.mp4": rows[0]["caption"], "text.mp4": ""}, wanted, meteor=False)
+    assert report.scores["ROUGE-L"]["score"] == empty["ROUGE-L"]["score"]
+    assert report.scores["ROUGE-L"]["score"] <= 0.5
 
 
 def test_every_video_is_read_once_even_a_bad_one(topa, videos, monkeypatch):
