@@ -23,12 +23,16 @@ from topa.serve.writing import Piece, Sampling, Writer
 
 T = TypeVar("T")
 
+# So many tokens of the answers being written may go before options that wait for company.
+_PATIENCE = 16
+
 
 @dataclass
 class _Scoring:
     asked: Asked
     method: Method
     blind: bool
+    turn: int
     result: asyncio.Future[list[list[float]]]
 
 
@@ -43,7 +47,8 @@ class Engine:
     """Scores options and writes answers for many requests at once.
 
     Requests that wait are taken together: options of all videos in one batch, and every answer
-    that is being written advances by a token a turn. A video is read once for all of them.
+    that is being written advances by a token a turn. A video is read once for all of them. All
+    computing is done in one thread, which has all cores: two would wait for each other.
 
     Args:
         topa: The model with encoder and memory.
@@ -62,6 +67,7 @@ class Engine:
         self._waiting: list[_Writing] = []
         self._active: dict[int, tuple[_Writing, int]] = {}
         self._generation = Generation(topa.model, self._prefixes)
+        self._turn = 0
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._closing = False
@@ -86,7 +92,8 @@ class Engine:
             blind: Mask the video.
         """
         result = asyncio.get_running_loop().create_future()
-        self._scoring.append(_Scoring(Asked(key, features, choices), method, blind, result))
+        asked = Asked(key, features, choices)
+        self._scoring.append(_Scoring(asked, method, blind, self._turn, result))
         self._start()
         return await result
 
@@ -141,7 +148,8 @@ class Engine:
 
     async def _work(self) -> None:
         while True:
-            if self._scoring:
+            self._turn += 1
+            if self._scoring and self._must_score():
                 await self._score_some()
             if self._waiting or self._active:
                 await self._write_some()
@@ -150,6 +158,15 @@ class Engine:
                     return
                 self._wake.clear()
                 await self._wake.wait()
+
+    def _must_score(self) -> bool:
+        """Return whether the options that wait are many, or have waited for company long enough.
+
+        While answers are written, others may come with options; read together they cost less.
+        """
+        busy = self._waiting or self._active
+        waited = self._turn - self._scoring[0].turn
+        return not busy or 2 * len(self._scoring) >= self._rows or waited > _PATIENCE
 
     async def _compute(self, work: Callable[[], T]) -> tuple[T | None, BaseException | None]:
         """Return the result of a function in the thread, or what it raised."""

@@ -71,40 +71,45 @@ class Scorer:
             for choice in each.choices
         ]
         shown = [each for each in asked for _ in each.choices]
-        found: list[Tensor]
-        if blind:
-            found = self._blind(prompts)
-        else:
-            found = self._read(
-                [
-                    Beginning(each.key, each.features, prompt)
-                    for each, prompt in zip(shown, prompts, strict=True)
-                ]
-            )
-            if method != "selection" and self._topa.model.config.subtract_blind:
-                priors = self._blind(prompts)
-                found = [seen - unseen for seen, unseen in zip(found, priors, strict=True)]
+        seen = [
+            Beginning(each.key, each.features, prompt)
+            for each, prompt in zip(shown, prompts, strict=True)
+        ]
+        found = self._read_shown(seen, prompts, method, blind)
         rest = iter(found)
         scores = [[next(rest) for _ in each.choices] for each in asked]
         if method == "combined" and not blind:
             scores = combine(scores, score_similarity(self._topa.encoder, choices, features))
         return scores
 
-    def _blind(self, prompts: Sequence[Prompt]) -> list[Tensor]:
-        """Return scores without the video."""
+    def _read_shown(
+        self, seen: list[Beginning], prompts: Sequence[Prompt], method: Method, blind: bool
+    ) -> list[Tensor]:
+        """Return scores of each prompt's one question: with the video, less those without it."""
+        subtract = method != "selection" and self._topa.model.config.subtract_blind
         names = [tuple(segment.ids for segment in prompt.segments) for prompt in prompts]
-        fresh = {
-            name: Beginning(None, torch.zeros(0, self._topa.encoder.dim), prompt)
-            for name, prompt in zip(names, prompts, strict=True)
-            if name not in self._priors
-        }
-        self._priors.update(zip(fresh, self._read(list(fresh.values())), strict=True))
-        found = [self._priors[name] for name in names]
+        fresh: dict[Hashable, Beginning] = {}
+        if blind or subtract:
+            nothing = torch.zeros(0, self._topa.encoder.dim)
+            fresh = {
+                name: Beginning(None, nothing, prompt)
+                for name, prompt in zip(names, prompts, strict=True)
+                if name not in self._priors
+            }
+        # Both kinds in the same passes: the fuller, the cheaper.
+        found = self._read([*([] if blind else seen), *fresh.values()])
+        count = len(found) - len(fresh)
+        self._priors.update(zip(fresh, found[count:], strict=True))
+        if not (blind or subtract):
+            return found
+        priors = [self._priors[name] for name in names]
         for name in names:
             self._priors.move_to_end(name)
         while len(self._priors) > _PRIORS:
             self._priors.popitem(last=False)
-        return found
+        if blind:
+            return priors
+        return [shown - hidden for shown, hidden in zip(found[:count], priors, strict=True)]
 
     def _read(self, beginnings: Sequence[Beginning]) -> list[Tensor]:
         """Return the mean token log-likelihood of the options of each prompt's one question."""

@@ -7,7 +7,6 @@ import os
 import tempfile
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -95,7 +94,6 @@ class Service:
         self._folder = tempfile.TemporaryDirectory(prefix="topa-")
         self._sources = Sources(config, Path(self._folder.name), fetcher)
         self._decoders = Decoders(config)
-        self._encoding = ThreadPoolExecutor(1, thread_name_prefix="encode")
         # Decoded frames are large: no more of them than this wait for the encoder.
         self._decoded = asyncio.Semaphore(config.decoders + 1)
         self._videos: OrderedDict[str, asyncio.Task[SeenVideo]] = OrderedDict()
@@ -104,8 +102,7 @@ class Service:
         """Load every part, so that no request waits for it."""
         await self.engine.run(self.engine.warm_up)
         blank = [Image.new("RGB", (32, 32))]
-        loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._encoding, self.topa.encoder.encode_frames, blank)
+        await self.engine.run(lambda: self.topa.encoder.encode_frames(blank))
 
     async def close(self) -> None:
         """Finish what was begun, and end threads and processes."""
@@ -113,7 +110,6 @@ class Service:
         if self.remote is not None:
             await self.remote.close()
         await asyncio.to_thread(self._decoders.close)
-        self._encoding.shutdown()
         self._folder.cleanup()
 
     # Videos ----------------------------------------------------------------------------
@@ -173,19 +169,16 @@ class Service:
         try:
             async with self._decoded:
                 clip = await self._decoders.decode(material, count, fps)
-                loop = asyncio.get_running_loop()
-                features, projected, pictures = await loop.run_in_executor(
-                    self._encoding, self._encode, clip.images
-                )
+                pictures = await asyncio.to_thread(lambda: [_shrink(each) for each in clip.images])
+                features, projected = await self.engine.run(lambda: self._encode(clip.images))
         finally:
             os.unlink(material.path)
         return SeenVideo(key, clip.times, clip.duration, features, projected, pictures)
 
-    def _encode(self, images: Sequence[Image.Image]) -> tuple[Tensor, Tensor | None, list[bytes]]:
+    def _encode(self, images: Sequence[Image.Image]) -> tuple[Tensor, Tensor | None]:
         features = self.topa.encoder.encode_frames(images)
         memory = self.topa.memory
-        projected = None if memory is None else memory.project(features)
-        return features, projected, [_shrink(image) for image in images]
+        return features, None if memory is None else memory.project(features)
 
     # Questions -------------------------------------------------------------------------
 
