@@ -128,7 +128,7 @@ def train(
         fit = [_steps_in(settings.minutes, settings, model, dataset, half)]
         broadcast_object_list(fit)  # processes must not differ
         steps = min(fit[0], settings.max_steps or fit[0])
-        say(f"{fit[0]} steps fit into {settings.minutes:g} minutes; validation comes on top.")
+        say(f"Steps that fit into {settings.minutes:g} min: {fit[0]}; validation comes on top.")
     alone = join_processes().num_processes == 1
     deadline = settings.minutes * 60 if settings.minutes and alone else None
     log = RunLog(out / "metrics.jsonl", deadline)
