@@ -138,3 +138,16 @@ def test_scores_are_those_of_the_scripts_and_of_meteor_itself():
     theirs["CIDEr"] = Cider().compute_score(wanted, found)[0]
     theirs["METEOR"] = Meteor().compute_score(wanted, found)[0]
     assert {name: row["score"] for name, row in scores.items()} == pytest.approx(theirs, abs=1e-4)
+
+
+def test_errors_are_those_of_a_mean_where_scores_are_all_or_nothing():
+    """Captions as long as their references: BLEU-1 and ROUGE-L are the share of equal ones."""
+    references = {str(i): ["red cups stand here"] for i in range(40)}
+    captions = {
+        str(i): "red cups stand here" if i % 2 else "dogs run over meadows" for i in range(40)
+    }
+    scores = score_captions(captions, references, meteor=False)
+    assert scores["BLEU-1"]["score"] == pytest.approx(0.5)
+    # sqrt(p (1 - p) / n); 1,000 resamples know it to about 2%.
+    assert scores["BLEU-1"]["stderr"] == pytest.approx((0.25 / 40) ** 0.5, rel=0.1)
+    assert scores["ROUGE-L"]["stderr"] == pytest.approx((0.25 / 39) ** 0.5)
