@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import contextlib
+import gzip
 import http.server
 import io
 import os
@@ -18,6 +21,7 @@ from PIL import Image
 from topa.errors import ConfigError, ForbiddenError
 from topa.serve.fetching import Fetcher, is_allowed, is_public
 from topa.serve.settings import ApiKeys, ServeConfig
+from topa.serve.sources import Sources
 
 
 def explain(address: str, url: str, **extra) -> httpx2.Response:
@@ -185,8 +189,6 @@ def test_an_allowed_name_with_a_private_address_is_refused(serving):
 
 def test_the_address_that_was_checked_is_the_one_connected_to(site, monkeypatch):
     """A name that resolves to a public address first and to this machine then (DNS rebinding)."""
-    import asyncio
-
     answers = [["93.184.216.34"], ["127.0.0.1"]]
     asked = []
 
@@ -214,8 +216,6 @@ def test_the_address_that_was_checked_is_the_one_connected_to(site, monkeypatch)
 
 @pytest.mark.parametrize("mixed", [["93.184.216.34", "127.0.0.1"], ["::1", "93.184.216.34"]])
 def test_one_private_address_among_public_ones_is_enough(mixed, monkeypatch):
-    import asyncio
-
     async def resolve(self, host, port, **kwargs):
         return [(2, 1, 6, "", (address, port)) for address in mixed]
 
@@ -225,7 +225,9 @@ def test_one_private_address_among_public_ones_is_enough(mixed, monkeypatch):
         asyncio.run(fetcher.fetch("http://example.org/a.mp4"))
 
 
-@pytest.mark.parametrize("url", ["http://example.org/a.mp4", "file:///etc/passwd"])
+@pytest.mark.parametrize(
+    "url", ["http://example.org/a.mp4", "http://[::1/a", "file:///etc/passwd", "file://[::1/a"]
+)
 def test_nothing_remote_or_local_is_read_at_first(url, address):
     refused(explain(address, url), 403, "this server")
 
@@ -270,7 +272,9 @@ def test_files_of_an_allowed_folder_are_read(name, reading, library):
         ("..%2fsecret.mp4", 403), ("link.mp4", 403), ("inner-link.mp4", 403),
         ("door/secret.mp4", 403), ("missing.mp4", 403), ("deep", 403), ("", 403), ("/", 403),
         ("pipe.mp4", 403), ("a%20b.mp4/", 403), ("a%20b.mp4%00.txt", 403), ("large.mp4", 413),
-        ("a%20b.mp4?x=1", 400),
+        ("a%20b.mp4?x=1", 400), ("%252e%252e/secret.mp4", 403), (".%2e/secret.mp4", 403),
+        ("..\\secret.mp4", 403), ("%c0%ae%c0%ae/secret.mp4", 403), ("a%20b.mp4%0a", 403),
+        ("a" * 5000, 403), ("a/" * 3000, 403), ("%ff%fe.mp4", 403),
     ],
 )  # fmt: skip
 def test_paths_out_of_the_folder_are_refused(name, status, reading, library):
@@ -281,10 +285,53 @@ def test_paths_out_of_the_folder_are_refused(name, status, reading, library):
 
 
 @pytest.mark.parametrize(
-    "url", ["file:///etc/passwd", "file:///dev/zero", "file:///proc/self/environ", "file://host/a"]
+    "url",
+    [
+        "file:///etc/passwd",
+        "file:///dev/zero",
+        "file:///proc/self/environ",
+        "file://host/a",
+        "file://127.0.0.1/etc/passwd",
+        "file://[::1/a",
+        "file:a",
+        "file:",
+    ],
 )
 def test_other_files_are_refused(url, reading):
     assert explain(reading, url).status_code in (400, 403)
+
+
+def test_a_file_that_is_swapped_for_a_link_is_never_followed(tmp_path, video):
+    """While it is being asked for, a file becomes a link to another one, and back."""
+    folder, secret = tmp_path.resolve() / "videos", tmp_path.resolve() / "secret.mp4"
+    folder.mkdir()
+    secret.write_bytes(b"secret")
+    sources = Sources(ServeConfig(allow_paths=[str(folder)]), tmp_path)
+    ended = threading.Event()
+
+    def swap():
+        while not ended.is_set():
+            for make in (lambda p: p.symlink_to(secret), lambda p: p.hardlink_to(video)):
+                make(folder / "new")
+                os.replace(folder / "new", folder / "a.mp4")
+                # Both for as long, so that both are met.
+                ended.wait(0.0005)
+
+    swapping = threading.Thread(target=swap)
+    swapping.start()
+    outcomes = set()
+    try:
+        for _ in range(300):
+            try:
+                material = asyncio.run(sources.take(f"file://{folder}/a.mp4"))
+                outcomes.add(material.path.read_bytes() == video.read_bytes())
+                material.path.unlink()
+            except ForbiddenError:
+                outcomes.add("refused")
+    finally:
+        ended.set()
+        swapping.join()
+    assert outcomes == {True, "refused"}
 
 
 def test_a_folder_whose_name_begins_alike_is_another(reading, library):
@@ -403,6 +450,63 @@ def test_what_is_no_request_is_refused(content, address):
     response = httpx2.post(f"{address}/v1/explain", content=content, headers=headers)
     assert response.status_code == 400
     assert "error" in response.json()
+
+
+@pytest.mark.parametrize("packed", [b"{}", bytes(10**7)])
+def test_a_compressed_request_is_not_unpacked(packed, address):
+    headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+    content = gzip.compress(packed)
+    response = httpx2.post(f"{address}/v1/explain", content=content, headers=headers)
+    assert response.status_code == 400
+
+
+def test_numbers_and_lists_beyond_all_measure_are_refused(address, url):
+    def score(**change):
+        asked = {"question": "What?", "options": ["a", "b"]}
+        body = {"video_url": {"url": url}, "questions": [asked | change]}
+        return httpx2.post(f"{address}/v1/score", json=body, timeout=60)
+
+    refused(explain(address, url, num_frames=10**300), 400, "num_frames: Input should be less")
+    refused(score(options=["x"] * 10_000), 400, "at most 26 items")
+    refused(score(question="a " * 100_000), 400, "at most 8000 characters")
+    refused(score(options=[" ", "b"]), 400, "option 1 is empty")
+    refused(score(question="\n"), 400, "the question is empty")
+
+
+def test_a_request_that_trickles_in_is_given_up(serving, monkeypatch):
+    """A byte now and then would otherwise keep a place for as long as a request may take."""
+    monkeypatch.setattr("topa.serve.gate._BODY_SECONDS", 0.5)
+    with serving(max_requests=1) as address:
+        port = int(address.rsplit(":", 1)[1])
+        head = b"POST /v1/explain HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n"
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as slow:
+            slow.sendall(head)
+            for _ in range(15):
+                slow.sendall(b" ")
+                threading.Event().wait(0.1)
+            assert slow.recv(4096).startswith(b"HTTP/1.1 408")
+        assert httpx2.get(f"{address}/v1/models").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        b"Content-Length: -5\r\n", b"Content-Length: 1\r\nContent-Length: 2\r\n",
+        b"Content-Length: 1" + b"0" * 30 + b"\r\n", b"X: " + b"a" * 200_000 + b"\r\n",
+        b"X: a\r\n" * 20_000, b"no header\r\n", b"Content-Length: 99999999999\r\n",
+    ],
+    ids=range(7),
+)  # fmt: skip
+def test_headers_that_are_none_or_a_flood_are_refused(lines, address):
+    port = int(address.rsplit(":", 1)[1])
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as raw:
+        found = b""
+        # A server that has refused a flood does not read the rest of it.
+        with contextlib.suppress(ConnectionError):
+            raw.sendall(b"POST /v1/explain HTTP/1.1\r\nHost: x\r\n" + lines + b"\r\n")
+            found = raw.recv(4096)
+    assert found[:12] in (b"", b"HTTP/1.1 400", b"HTTP/1.1 413")
+    assert httpx2.get(f"{address}/health").status_code == 200
 
 
 def test_long_prompts_are_refused(serving, url):

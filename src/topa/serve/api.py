@@ -123,7 +123,7 @@ def problem(status: int, text: str, where: str | None = None, headers: Any = Non
 
 def _check_model(service: Service, name: str | None) -> None:
     if name is not None and name != service.name:
-        raise HTTPException(404, f"there is no model {name!r} here, only {service.name!r}")
+        raise HTTPException(404, f"there is no model {name[:80]!r} here, only {service.name!r}")
 
 
 def _add_state(app: FastAPI, service: Service) -> None:

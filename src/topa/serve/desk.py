@@ -78,10 +78,11 @@ class Desk:
 
     async def write(self, path: str | None, question: str | None, side: Side) -> AsyncIterator[str]:
         """Yield an answer, or a description without a question, as far as it is written."""
+        given = _given(path)  # before a model is loaded for nothing
         service = await self.service(side.checkpoint)
         builder = service.topa.builder
         prompt = builder.caption() if question is None else builder.open(question)
-        video = await service.watch_upload(_given(path), side.num_frames)
+        video = await service.watch_upload(given, side.num_frames)
         if question is None:
             sampling = Sampling(
                 DESCRIPTION_TOKENS, repetition_penalty=DESCRIPTION_PENALTY, whole_sentences=True
@@ -101,9 +102,9 @@ class Desk:
         self, path: str | None, question: str, options: Sequence[str], side: Side
     ) -> dict[str, float]:
         """Return the probability of each option, by its letter and text."""
-        labels = list_options(options).splitlines()
+        given, labels = _given(path), list_options(options).splitlines()
         service = await self.service(side.checkpoint)
-        video = await service.watch_upload(_given(path), side.num_frames)
+        video = await service.watch_upload(given, side.num_frames)
         [shares] = await service.choose(
             video,
             [(question, options)],

@@ -15,7 +15,8 @@ from topa.serve.settings import ApiKeys
 if TYPE_CHECKING:
     from topa.serve.service import Service
 
-_BODY_SECONDS = 30.0  # silence after which a request that is still being sent is given up
+_BODY_SECONDS = 30.0  # a request that is still being sent is given up after them,
+_BODY_RATE = 64 * 1024  # and after one more for each so many bytes that have come
 _RETRY_SECONDS = 1
 
 
@@ -88,13 +89,15 @@ class Gate:
 def _limited(receive: Receive, most: int) -> Receive:
     """Return a way of receiving that ends where a body is too large or too slow."""
     total, more = 0, True
+    started = asyncio.get_running_loop().time()
 
     async def receive_some() -> Message:
         nonlocal total, more
         if not more:  # what follows the body is the end of the connection, whenever it comes
             return await receive()
         try:
-            async with asyncio.timeout(_BODY_SECONDS):
+            # All of it counts, not the silence alone: a byte now and then keeps no place.
+            async with asyncio.timeout_at(started + _BODY_SECONDS + total / _BODY_RATE):
                 message = await receive()
         except TimeoutError:
             raise HTTPException(408, "the request was sent too slowly") from None

@@ -124,8 +124,6 @@ class Sources:
         return self._keep(parts, is_list)
 
     def _take_file(self, url: str) -> Material:
-        parts = urlsplit(url)
-        path = unquote(parts.path)
         if not self._config.allow_paths:
             raise ForbiddenError(
                 "this server reads no local files",
@@ -133,6 +131,11 @@ class Sources:
                 mend="Send the video itself as data:video/mp4;base64,... or start the server"
                 " with --allow-path.",
             )
+        try:
+            parts = urlsplit(url)
+        except ValueError:
+            raise RequestError("not an address", where="video_url") from None
+        path = unquote(parts.path)
         if parts.netloc not in ("", "localhost") or parts.query or parts.fragment:
             raise RequestError("a file address must read file:///path", where="video_url")
         if not path.startswith("/") or "\0" in path or ".." in path.split("/"):
