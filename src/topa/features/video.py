@@ -113,15 +113,9 @@ def read_clip(
             empty or outside the video, a frame is too large, there are too many frames, or
             the time limit has passed.
     """
-    _check_positive(
-        num_frames=num_frames,
-        fps=1 if fps is None else fps,
-        frame_rate=frame_rate,
-        max_pixels=max_pixels,
-        max_frames=max_frames,
-        time_limit=time_limit,
-        threads=threads,
-    )
+    rates = {"fps": 1 if fps is None else fps, "frame_rate": frame_rate}
+    _check_positive(num_frames=num_frames, **rates, threads=threads)
+    _check_positive(max_pixels=max_pixels, max_frames=max_frames, time_limit=time_limit)
     path = _checked_path(path)
     limits = Limits(max_pixels, time_limit, time.monotonic() + time_limit, threads)
     times: list[float] = []
