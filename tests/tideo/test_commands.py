@@ -137,6 +137,8 @@ def test_a_run_with_failures_ends_with_1_and_keeps_them(tmp_path, seeds):
         )
     assert result.exit_code == 1
     assert "11 Tideos, 1 failed, 0 left of 12" in result.stdout
+    assert "error: 1 failed: " in result.stderr
+    assert "failures.jsonl" in result.stderr
     (failure,) = [json.loads(line) for line in (tmp_path / "failures.jsonl").open()]
     assert failure["text"] == "to make thing 3"
     assert failure["replies"] == ["Sure! Here is your video."] * 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from topa.cli.terminal import err, print_json, say
+from topa.cli.terminal import err, print_error, print_json, say
 
 if TYPE_CHECKING:
     from topa.tideo.backends import Backend, EndpointSettings
@@ -232,7 +233,7 @@ def show_run(total: int) -> Iterator[Callable[[RunStatus], None]]:
 
 def finish_run(out: Path, status: RunStatus, settings: dict[str, Any], as_json: bool) -> None:
     """Write the results of a run, print what came of it, and set the exit code."""
-    from topa.tideo.results import write_results
+    from topa.tideo.results import FAILURES, write_results
 
     report = {**status.to_dict(), "settings": settings}
     written = write_results(out, report)
@@ -256,9 +257,24 @@ def finish_run(out: Path, status: RunStatus, settings: dict[str, Any], as_json: 
                 f"{ledger.unknown} requests were on their way when a run was killed; they may"
                 f" have cost up to ${ledger.open_cost:.4f} more."
             )
+    if status.failed:
+        _tell_failures(out / FAILURES)
     if status.stopped:
         say(f"Stopped: {status.stopped}. Run the same command again to go on.")
     if status.stopped == "interrupted":
         raise typer.Exit(130)
     if report["left"] or status.failed:
         raise typer.Exit(1)
+
+
+def _tell_failures(path: Path) -> None:
+    """Print the three most frequent reasons on stderr, and where all of them are."""
+    from topa.runs import read_jsonl
+
+    reasons = Counter(row["reason"] for _, row in read_jsonl(path))
+    for reason, count in reasons.most_common(3):
+        print_error(f"{count:,} failed: {reason}")
+    say(
+        f"Failures: {path}. Those that no reply came for are taken up by the same command, the"
+        " others with --retry-failed."
+    )
