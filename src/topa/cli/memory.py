@@ -141,7 +141,9 @@ def inspect_memory(
     ] = None,
     folder: Annotated[
         Path | None,
-        typer.Option("--memory", metavar="DIR", help="A memory.  [default: of textvid]"),
+        typer.Option(
+            "--memory", metavar="DIR", help="A memory.  [default: the one that `topa ask` takes]"
+        ),
     ] = None,
     frames: Annotated[int, typer.Option("--frames", min=1, help="Frames to look at.")] = 10,
     captions: Annotated[int, typer.Option("--captions", min=1, help="Captions per frame.")] = 5,
@@ -158,6 +160,7 @@ def inspect_memory(
     from topa.features.inspection import check_picture, draw_picture, inspect_clip, write_page
     from topa.features.memory import Memory, build_memory
     from topa.features.video import read_clip
+    from topa.model.checkpoint import read_config
 
     as_picture = save is not None and save.suffix.lower() == ".png"
     check_folder_of(save)
@@ -165,9 +168,10 @@ def inspect_memory(
         check_picture()
     network = load_encoder(encoder)
     clip = read_clip(video, num_frames=frames)
-    memory = (
-        Memory.load(folder, network.fingerprint) if folder else build_memory(["textvid"], network)
-    )
+    if folder is None:  # what the embedded checkpoint was trained with, and is in the cache
+        memory = build_memory(read_config("embedded").tideos, network)
+    else:
+        memory = Memory.load(folder, network.fingerprint)
     found = inspect_clip(clip, network, memory, captions)
     if save is not None:
         write = draw_picture if as_picture else write_page
