@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import socket
 import subprocess
@@ -95,6 +96,29 @@ def test_an_uploaded_video_is_shown_asked_and_described(tab, video):
     assert "m.describe('clip.mp4')" in tab.locator("#python").inner_text()
 
 
+def test_what_cannot_be_asked_is_told_in_words(tab):
+    """Similarity has no blind form; blind and similarity are both switched on, then off again."""
+    blind, method = tab.get_by_label("Blind").first, tab.get_by_label("Options scored by").first
+    tab.get_by_role("tab", name="Choose").click()
+    blind.check()
+    method.click()
+    tab.get_by_role("option", name="similarity", exact=True).click()
+    tab.get_by_role("button", name="Choose", exact=True).click()
+    tab.get_by_text("Similarity has no blind form").first.wait_for()
+    blind.uncheck()
+    tab.get_by_label("Compare two side by side").uncheck()
+    tab.get_by_role("button", name="Choose", exact=True).click()
+    tab.wait_for_function("document.querySelector('#python').innerText.includes('similarity')")
+    bars = tab.locator("#bars").inner_text()
+    assert 97 <= sum(int(share) for share in re.findall(r"(\d+)\s*%", bars)) <= 103  # rounded
+
+
+def test_fewer_frames_are_sampled_when_the_slider_says_so(tab):
+    tab.locator("#frames input[type=number]").fill("2")
+    tab.locator("#frames input[type=number]").press("Enter")
+    tab.wait_for_function("document.querySelectorAll('.topa-frame').length === 2")
+
+
 def test_a_bad_file_is_told_in_words(tab, tmp_path):
     bad = tmp_path / "bad.mp4"
     bad.write_bytes(b"this is no video" * 100)
@@ -107,6 +131,8 @@ def test_a_bad_file_is_told_in_words(tab, tmp_path):
 
 def test_an_example_fills_everything_in(tab):
     tab.reload()
+    tab.get_by_role("button", name="Ask", exact=True).click()
+    tab.get_by_text("There is no video yet").first.wait_for()
     tab.get_by_text("Which animal appears in the video?").first.click()
     tab.wait_for_selector(".topa-frame")
     assert tab.locator(".topa-frame").count() == 10

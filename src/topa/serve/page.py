@@ -144,11 +144,13 @@ class Page:
             **plain,
         )
         gr.on(
-            [self._video.change, self._frames.release, self._first[0].change],  # type: ignore[attr-defined]
+            # `release` is silent when a number is typed; of the steps of a drag the last counts.
+            [self._video.change, self._frames.change, self._first[0].change],  # type: ignore[attr-defined]
             self._look,
             [self._video, *controls],
             self._timeline,
             show_progress="full",
+            trigger_mode="always_last",
             **plain,
         )
         code: list[Any] = [self._python, self._shell]
