@@ -13,6 +13,7 @@ import socket
 import struct
 import threading
 import zlib
+from unittest import mock
 
 import av
 import httpx2
@@ -20,8 +21,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from topa.errors import ConfigError, ForbiddenError
+from topa.errors import ConfigError, ForbiddenError, VideoError
 from topa.serve.fetching import Fetcher, is_allowed, is_public
+from topa.serve.frame_worker import answer
 from topa.serve.settings import ApiKeys, ServeConfig
 from topa.serve.sources import Sources
 
@@ -459,6 +461,14 @@ def test_a_picture_of_thousands_of_scans_costs_its_decoder_alone(serving, url):
 def test_a_video_that_is_cut_off_is_refused(serving_small, video):
     content = video.read_bytes()
     assert explain(serving_small, data(content[: len(content) // 2])).status_code == 400
+
+
+def test_advice_is_what_a_client_can_do():
+    """The library's other advice, to read less of the file, is no use to a client."""
+    error = VideoError("cut off", mend="Use a whole copy of the file, or pass an end before.")
+    with mock.patch("topa.serve.frame_worker.read_frames", side_effect=error):
+        head, images = answer({})
+    assert (head, images) == ({"error": "cut off. Use a whole copy of the file"}, [])
 
 
 def test_a_video_that_is_too_long_is_refused(serving, url):

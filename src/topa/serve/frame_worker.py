@@ -83,8 +83,10 @@ def answer(request: dict[str, Any]) -> tuple[dict[str, Any], list[Image.Image]]:
     try:
         times, images, duration = read_frames(request)
     except TopaError as error:
-        # The path is the server's own, and none of the client's business.
-        mend = f". {error.mend}" if error.mend and "_" not in error.mend else ""
+        # The path is the server's own, and none of the client's business; nor is the other way
+        # out that the library has, as reading a part.
+        advice = (error.mend or "").partition(", or ")[0]
+        mend = f". {advice}" if advice and "_" not in advice else ""
         return {"error": f"{error.what}{mend}".removesuffix(".")}, []  # what follows ends it
     except MemoryError:
         return {"error": "decoding takes more memory than it may"}, []
