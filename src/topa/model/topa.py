@@ -261,6 +261,8 @@ class TopaForConditionalGeneration(TopaPreTrainedModel, GenerationMixin):
             use_cache=False,
             topa_video=span,
         ).last_hidden_state
+        # A device map leaves them where the last layer lies, which need not be the batch's place.
+        hidden = hidden.to(visible.device)
         if batch.places is not None:
             hidden = F.embedding(batch.places, hidden[0])
         return self.log_probs_of(hidden, batch)
@@ -268,7 +270,7 @@ class TopaForConditionalGeneration(TopaPreTrainedModel, GenerationMixin):
     def log_probs_of(self, hidden: Tensor, batch: Batch) -> Tensor:
         """Return log P of every target token of a batch, [N], from hidden states [B, S, D]."""
         picked = hidden[batch.target_rows, batch.target_sources]
-        logits = self.get_output_embeddings()(picked).float()
+        logits = self.get_output_embeddings()(picked).float().to(batch.target_ids.device)
         logits = finish_logits(logits, self.language_config)
         return -F.cross_entropy(logits, batch.target_ids, reduction="none")
 

@@ -151,7 +151,7 @@ class Scorer:
             use_cache=True,
             topa_video=span_video(before.slots, before.mask.shape[1], tree.shape[1], cache),
         ).last_hidden_state
-        log_probs = model.log_probs_of(hidden, batch)
+        log_probs = model.log_probs_of(hidden.to(model.device), batch)
         means = span_means(log_probs, batch.target_spans, len(batch.span_groups)).cpu()
         groups = batch.span_groups.cpu()
         return [means[groups == question] for question in range(len(tails))]
