@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import time
 from pathlib import Path
@@ -92,6 +93,17 @@ def test_what_does_not_belong_is_refused(tmp_path):
         open_writer(tmp_path / "other")
     with pytest.raises(DataError, match="no feature store"):
         FeatureStore(tmp_path / "other")
+
+
+@pytest.mark.parametrize("name", ["fingerprint", "dim", "settings"])
+def test_a_damaged_header_is_told(tmp_path, name):
+    with open_writer(tmp_path) as writer:
+        writer.add(entry(0), rows(0))
+    header = json.loads((tmp_path / "store.json").read_text(encoding="utf-8"))
+    for damaged in ({**header, name: None}, {k: v for k, v in header.items() if k != name}):
+        (tmp_path / "store.json").write_text(json.dumps(damaged), encoding="utf-8")
+        with pytest.raises(DataError, match=f"{name} is missing or damaged"):
+            FeatureStore(tmp_path)
 
 
 @pytest.mark.parametrize("part", ["features", "index", "missing", "twice"])

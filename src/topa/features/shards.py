@@ -47,6 +47,9 @@ class FeatureStore(Mapping[str, torch.Tensor]):
         self.header: dict[str, Any] = read_json(header)
         if not isinstance(self.header, dict) or self.header.get("format") != FORMAT:
             raise DataError("not a feature store of this version", where=header)
+        for name, kind in (("fingerprint", str), ("dim", int), ("settings", dict)):
+            if not isinstance(self.header.get(name), kind):
+                raise DataError(f"{name} is missing or damaged", where=header)
         check_fingerprint(self.header["fingerprint"], fingerprint, where=folder)
         self.entries: dict[str, Entry] = {}
         self._read_shards: set[str] = set()
