@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 
 from topa.cli import app
@@ -35,6 +37,18 @@ def test_a_short_key_is_told(capsys, monkeypatch):
         app(["serve"])
     assert stopped.value.code == 2
     assert "shorter than 16" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["serve"], ["ui", "--no-browser"]])
+def test_a_port_that_is_taken_is_told_before_anything_is_loaded(command, capsys, monkeypatch):
+    pytest.importorskip("gradio", reason="needs the extra ui")
+    monkeypatch.setattr("topa.answer.Topa.from_pretrained", lambda *a: pytest.fail("loaded"))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(SystemExit) as stopped:
+            app([*command, "--port", str(port)])
+    assert stopped.value.code == 2
+    assert f"127.0.0.1:{port}: cannot listen there" in capsys.readouterr().err
 
 
 def test_settings_come_from_a_file_and_are_overridden(tmp_path):

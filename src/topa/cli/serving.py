@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -68,6 +69,7 @@ def serve(
     from topa.serve.settings import KEYS_VARIABLE, ApiKeys
 
     keys = ApiKeys.from_environment()
+    _check_port(host, port)
     if not keys and host not in ("127.0.0.1", "localhost", "::1"):
         say(f"Anyone who reaches {host}:{port} can use this server. Set {KEYS_VARIABLE}.")
     say(LOADING)
@@ -105,6 +107,7 @@ def ui(
     resolved = _settle(settings, config, None, None)
     with _extra("ui"):
         from topa.serve.page import run_page
+    _check_port(host, port)
 
     say(LOADING)
     run_page(checkpoints or ["embedded"], resolved, host=host, port=port, browser=browser, say=say)
@@ -128,6 +131,25 @@ def _settle(
     if paths:
         overrides.append(f"allow_paths={json.dumps([str(path) for path in paths])}")
     return load_config(ServeConfig, config, [*overrides, *(settings or [])])
+
+
+def _check_port(host: str, port: int) -> None:
+    """See that the address can be listened at, before a model is loaded for nothing.
+
+    Raises:
+        ConfigError: It cannot.
+    """
+    from topa.errors import ConfigError
+
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.create_server((host, port), family=family).close()
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen there ({error.strerror})",
+            where=f"{host}:{port}",
+            mend="Name another with --host or --port.",
+        ) from None
 
 
 @contextlib.contextmanager
