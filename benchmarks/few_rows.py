@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from topa.model.linear import pack, speed_inference
+from topa.linear import pack, speed_inference
 
 SIZES = ((576, 576), (1536, 576), (576, 1536), (49152, 576))
 CACHES = 200e6

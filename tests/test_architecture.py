@@ -22,7 +22,7 @@ ORDER = [
     {"errors"},
     {"runs", "settings"},
     {"config"},
-    {"weights"},
+    {"weights", "linear"},
     {"tideo"},
     {"features"},
     {"data"},

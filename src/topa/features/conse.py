@@ -60,7 +60,7 @@ _RECIPE = "whole image; text centred on mean of last prompt, image on mean of cl
 _CLASS_FILES = (CLASS_NAMES, CLASS_SYNONYMS, CLASS_DESCRIPTIONS)
 _CONSTANTS = ("classes", "text_mean", "image_mean")
 _IMAGES_PER_BATCH = 16
-_IMAGES_PER_BATCH_ON_CPU = 5  # what lies between two layers stays in the cache
+_IMAGES_PER_BATCH_ON_CPU = 4  # what lies between two layers stays in the cache
 _NORMED = (  # convolutions and what normalises their outputs, by their names in the package
     ("_conv_stem", "_bn0"),
     ("_expand_conv", "_bn0"),

@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from topa.errors import ConfigError
-from topa.model.linear import speed_inference
+from topa.linear import speed_inference
 from topa.runs import cache_dir, digest, sha256_of
 from topa.weights import SMOLLM2_GGUF
 

@@ -9,9 +9,9 @@ import torch
 
 from topa.data.templates import PromptBuilder
 from topa.errors import ConfigError
+from topa.linear import pack
 from topa.model.checkpoint import read_config
 from topa.model.language import Quantization, load_language
-from topa.model.linear import pack
 from topa.model.topa import TopaForConditionalGeneration
 
 

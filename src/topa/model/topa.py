@@ -21,6 +21,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from topa.data.collate import Batch
 from topa.errors import ConfigError
+from topa.linear import unpack
 from topa.model.adapter import ATTENTION
 from topa.model.attention import span_video
 from topa.model.config import TopaConfig
@@ -30,7 +31,6 @@ from topa.model.front import (
     place_frames,
     project_frames,
 )
-from topa.model.linear import unpack
 from topa.model.official.quirks import count_slots, fit_language
 from topa.model.packing import (
     check_language,

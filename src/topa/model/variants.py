@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from topa.errors import ConfigError
 from topa.model.adapter import add_adapter
 from topa.model.config import TopaConfig
-from topa.model.linear import speed_updates
+from topa.model.updates import speed_updates
 
 
 def add_variant(llm: PreTrainedModel, config: TopaConfig) -> None:

@@ -1,19 +1,18 @@
 """Linear layers as fast as a CPU reads their weights, for answering; training is not touched.
 
-Three things slow an LLM down that writes and scores on a CPU: libraries take x W^T for a few rows
-several times as long as reading W; each product repacks W for the processor's vector units; and
-low-rank updates make three small products of one. `pack` keeps each weight once more, its update
-added, in the layout that oneDNN multiplies from (benchmarks/few_rows.py).
+Two things slow a network down on a CPU: libraries take x W^T for a few rows several times as long
+as reading W, and each product lays W out anew for the processor's vector units. `pack` keeps each
+weight once more in the layout that oneDNN multiplies from (benchmarks/few_rows.py).
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from abc import abstractmethod
+from collections.abc import Sequence
 from functools import cache
 
 import torch
-from peft.tuners import lora
 from torch import Tensor, nn
 
 # Up to so many rows the transposed product is the faster one where nothing is packed.
@@ -32,7 +31,7 @@ class Packed:
         sources: Tensors that it depends on.
     """
 
-    def __init__(self, weight: Tensor, sources: Iterable[Tensor]):
+    def __init__(self, weight: Tensor, sources: Sequence[Tensor]):
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), None)
         self._sources = [(source, *_state(source)) for source in sources]
 
@@ -52,24 +51,45 @@ class Packed:
         return product
 
 
-class InferenceLinear(nn.Linear):
+class Packable(nn.Module):
+    """A layer whose weight can be packed."""
+
+    packed: Packed | None = None
+
+    @abstractmethod
+    def sources(self) -> list[Tensor]:
+        """Return the weight [out, in], and what else the packed one is made of."""
+
+    def combine(self) -> Tensor:
+        """Return the weight [out, in] that is to be packed."""
+        return self.sources()[0]
+
+    def packed_for(self, input: Tensor) -> Packed | None:
+        """Return the packed weight if it is there, in time, and right for an input."""
+        if self.packed is None or not is_plain_inference(input):
+            return None
+        if not self.packed.is_current():
+            self.packed = None
+        return self.packed
+
+
+class InferenceLinear(nn.Linear, Packable):
     """A linear layer that is fast without gradients, in float32 on a CPU.
 
     Values differ by rounding alone. Training, GPUs and other types are not touched.
     """
 
-    packed: Packed | None = None
+    def sources(self) -> list[Tensor]:
+        """Return the weight [out, in]."""
+        return [self.weight]
 
     def forward(self, input: Tensor) -> Tensor:
         """Return input W^T + b; input is [..., in_features]."""
-        if not _is_plain_inference(input):
-            return super().forward(input)
-        if self.packed is not None:
-            if self.packed.is_current():
-                return self.packed.multiply(input, self.bias)
-            self.packed = None
+        packed = self.packed_for(input)
+        if packed is not None:
+            return packed.multiply(input, self.bias)
         rows = input.numel() // self.in_features
-        if not 0 < rows <= FEW_ROWS:
+        if not 0 < rows <= FEW_ROWS or not is_plain_inference(input):
             return super().forward(input)
         # A single row is taken twice: that is faster than a matrix times a vector.
         states = input.reshape(rows, -1)
@@ -79,78 +99,42 @@ class InferenceLinear(nn.Linear):
         return found if self.bias is None else found + self.bias
 
 
-class LowRankLinear(lora.Linear):  # type: ignore[misc]  # peft is not typed
-    """A linear layer with a low-rank update, which is part of the weight once packed."""
-
-    packed: Packed | None = None
-
-    def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
-        """Return x (W + scale B A)^T + b; x is [..., in_features]."""
-        if self.packed is not None and _is_plain_inference(x):
-            if self.packed.is_current() and not (self.disable_adapters or self.merged):
-                bias: Tensor | None = self.get_base_layer().bias  # type: ignore[assignment]
-                return self.packed.multiply(x, bias)
-            self.packed = None
-        found: Tensor = super().forward(x, *args, **kwargs)
-        return found
-
-    def pack(self) -> None:
-        """Keep the weight with its update in oneDNN's layout."""
-        [name] = self.active_adapters
-        weight: Tensor = self.get_base_layer().weight  # type: ignore[assignment]
-        parts: list[Tensor] = [self.lora_A[name].weight, self.lora_B[name].weight]  # type: ignore[list-item]
-        self.packed = Packed(weight + self.get_delta_weight(name), [weight, *parts])
-
-
 def speed_inference(model: nn.Module) -> None:
-    """Let every plain linear layer of an LLM be an `InferenceLinear`, with the weights it has."""
+    """Let every plain linear layer of a network be an `InferenceLinear`, with its weights."""
     for module in model.modules():
         if type(module) is nn.Linear:
             module.__class__ = InferenceLinear
 
 
-def speed_updates(model: nn.Module) -> None:
-    """Let every linear layer with a low-rank update be a `LowRankLinear`, with its weights."""
-    for module in model.modules():
-        if type(module) is lora.Linear:
-            module.__class__ = LowRankLinear
-
-
 @torch.no_grad()
 def pack(model: nn.Module) -> bool:
-    """Keep the weights of an LLM once more as a CPU multiplies them fastest.
+    """Keep the weights of a network once more as a CPU multiplies them fastest.
 
     Returns:
         Whether it was done: all weights are float32 on a CPU that can, and not too many.
     """
-    updated = [module for module in model.modules() if type(module) is LowRankLinear]
-    inside = {id(module.get_base_layer()) for module in updated}
-    plain = [
-        module
-        for module in model.modules()
-        if type(module) is InferenceLinear and id(module) not in inside
-    ]
-    weights: list[Tensor] = [module.weight for module in plain]
-    weights += [module.get_base_layer().weight for module in updated]  # type: ignore[misc]
+    layers = [module for module in model.modules() if isinstance(module, Packable)]
+    inside = {id(part) for layer in layers for part in layer.modules() if part is not layer}
+    layers = [layer for layer in layers if id(layer) not in inside]
+    weights = [layer.sources()[0] for layer in layers]
     fit = all(each.dtype == torch.float32 and each.device.type == "cpu" for each in weights)
     size = sum(each.numel() * each.element_size() for each in weights)
     if not fit or size > MOST_PACKED or not _can_pack():
         return False
-    for module in updated:
-        module.pack()
-    for layer in plain:
-        layer.packed = Packed(layer.weight, [layer.weight])
+    for layer in layers:
+        layer.packed = Packed(layer.combine(), layer.sources())
     return True
 
 
 def unpack(model: nn.Module) -> None:
     """Forget what `pack` has kept."""
     for module in model.modules():
-        if isinstance(module, InferenceLinear | LowRankLinear):
+        if isinstance(module, Packable):
             module.packed = None
 
 
-def _is_plain_inference(input: Tensor) -> bool:
+def is_plain_inference(input: Tensor) -> bool:
+    """Return whether no gradient and no other type than float32 on a CPU is asked for."""
     return (
         not torch.is_grad_enabled()
         and input.dtype == torch.float32

@@ -10,18 +10,11 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
-from topa.model import linear
+from topa import linear
+from topa.linear import FEW_ROWS, InferenceLinear, pack, speed_inference, unpack
 from topa.model.language import load_language
-from topa.model.linear import (
-    FEW_ROWS,
-    InferenceLinear,
-    LowRankLinear,
-    pack,
-    speed_inference,
-    speed_updates,
-    unpack,
-)
 from topa.model.loading import load_model
+from topa.model.updates import LowRankLinear, speed_updates
 
 SHAPES = [(1,), (1, 1), (2, 1), (2, 2), (3, 1), (FEW_ROWS + 1, 2), (2, 40), (0, 2)]
 
