@@ -396,11 +396,13 @@ def test_an_answer_nobody_waits_for_is_not_written(serving, url):
 
 SERVER = """
 import sys
+from functools import partial
 from topa.answer import Topa
 from topa.serve.run import run_server
 from topa.serve.settings import ApiKeys, ServeConfig
-topa = Topa.from_pretrained(sys.argv[1], device="cpu")
-run_server(topa, ServeConfig(), ApiKeys(), name="tiny", host="127.0.0.1", port=int(sys.argv[2]))
+load = partial(Topa.from_pretrained, sys.argv[1], device="cpu")
+place = {"name": "tiny", "host": "127.0.0.1", "port": int(sys.argv[2])}
+run_server(load, ServeConfig(), ApiKeys(), **place, say=print)
 """
 
 

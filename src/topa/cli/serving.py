@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -75,10 +76,9 @@ def serve(
     say(LOADING)
     from topa.answer import Topa
 
-    topa = Topa.from_pretrained(checkpoint)
     called = name or Path(checkpoint).name or checkpoint
-    say(f"Serving {called!r} at http://{host}:{port}/v1 (Ctrl-C to stop).")
-    run_server(topa, resolved, keys, name=called, host=host, port=port)
+    load = partial(Topa.from_pretrained, checkpoint)
+    run_server(load, resolved, keys, name=called, host=host, port=port, say=say)
 
 
 def ui(

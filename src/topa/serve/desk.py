@@ -15,6 +15,7 @@ from topa.data.templates import list_options
 from topa.errors import ConfigError, TopaError
 from topa.model.checkpoint import read_config
 from topa.serve.chat import DEFAULT_TOKENS, DESCRIPTION_TOKENS
+from topa.serve.engine import start_thread
 from topa.serve.service import Service
 from topa.serve.settings import ServeConfig
 from topa.serve.snippets import Side
@@ -37,6 +38,7 @@ class Desk:
         self.most_frames = min(read_config(name).num_frames for name in checkpoints)
         self._services: dict[str, Service] = {}
         self._loading = asyncio.Lock()
+        self._thread = start_thread()  # one for all models
 
     async def service(self, checkpoint: str) -> Service:
         """Return the model at work.
@@ -48,8 +50,9 @@ class Desk:
             raise ConfigError(f"there is no model {checkpoint!r} on this page")
         async with self._loading:
             if checkpoint not in self._services:
-                topa = await asyncio.to_thread(Topa.from_pretrained, checkpoint)
-                service = Service(topa, self._config, checkpoint)
+                loop = asyncio.get_running_loop()
+                topa = await loop.run_in_executor(self._thread, Topa.from_pretrained, checkpoint)
+                service = Service(topa, self._config, checkpoint, thread=self._thread)
                 await service.start()
                 self._services[checkpoint] = service
         return self._services[checkpoint]

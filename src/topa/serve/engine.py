@@ -27,6 +27,16 @@ T = TypeVar("T")
 _PATIENCE = 16
 
 
+def start_thread() -> ThreadPoolExecutor:
+    """Return the one thread that is to load models and compute with them.
+
+    OpenMP gives every thread that computes a team of its own, as large as there are cores. Where
+    teams have more members than there are cores, members sleep at every barrier instead of
+    waiting for it, which costs a third of the speed: so no other thread should compute.
+    """
+    return ThreadPoolExecutor(1, thread_name_prefix="compute")
+
+
 @dataclass
 class _Scoring:
     asked: Asked
@@ -48,21 +58,30 @@ class Engine:
 
     Requests that wait are taken together: options of all videos in one batch, and every answer
     that is being written advances by a token a turn. A video is read once for all of them. All
-    computing is done in one thread, which has all cores: two would wait for each other.
+    computing is done in one thread, which has all cores.
 
     Args:
         topa: The model with encoder and memory.
         metrics: Told the size of batches.
         batch_rows: Answers written, or prompts scored, at once.
         prefixes: Videos whose part of the LLM's cache is kept, by instruction.
+        thread: Computes; a new one if None. Given, it is not ended by `close`.
     """
 
-    def __init__(self, topa: Topa, metrics: Metrics, batch_rows: int = 16, prefixes: int = 32):
+    def __init__(
+        self,
+        topa: Topa,
+        metrics: Metrics,
+        batch_rows: int = 16,
+        prefixes: int = 32,
+        thread: ThreadPoolExecutor | None = None,
+    ):
         self._topa, self._metrics = topa, metrics
         self._rows = batch_rows
         self._prefixes = Prefixes(topa.model, prefixes)
         self._scorer = Scorer(topa, self._prefixes, batch_rows)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="llm")
+        self._owns_thread = thread is None
+        self._thread = start_thread() if thread is None else thread
         self._scoring: list[_Scoring] = []
         self._waiting: list[_Writing] = []
         self._active: dict[int, tuple[_Writing, int]] = {}
@@ -130,12 +149,13 @@ class Engine:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     async def close(self) -> None:
-        """Finish what was begun, and end the thread."""
+        """Finish what was begun, and end the thread if it is the engine's own."""
         self._closing = True
         self._wake.set()
         if self._task is not None:
             await self._task
-        self._thread.shutdown()
+        if self._owns_thread:
+            self._thread.shutdown()
 
     # Turns -----------------------------------------------------------------------------
 

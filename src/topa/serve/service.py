@@ -7,6 +7,7 @@ import os
 import tempfile
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -82,12 +83,20 @@ class Service:
         config: The settings.
         name: What clients call the model.
         fetcher: Fetches videos from allowed hosts.
+        thread: Of `start_thread`, best the one that has loaded the model; a new one if None.
     """
 
-    def __init__(self, topa: Topa, config: ServeConfig, name: str, fetcher: Fetcher | None = None):
+    def __init__(
+        self,
+        topa: Topa,
+        config: ServeConfig,
+        name: str,
+        fetcher: Fetcher | None = None,
+        thread: ThreadPoolExecutor | None = None,
+    ):
         self.topa, self.config, self.name = topa, config, name
         self.metrics = Metrics()
-        self.engine = Engine(topa, self.metrics, config.batch_rows, config.cached_prefixes)
+        self.engine = Engine(topa, self.metrics, config.batch_rows, config.cached_prefixes, thread)
         self.remote: RemoteEngine | None = None
         if config.engine is not None:
             self.remote = RemoteEngine(topa, config.engine, config.request_seconds)
