@@ -110,8 +110,9 @@ def test_a_server_that_is_not_there_may_come_back():
         finally:
             await backend.close()
 
-    with pytest.raises(BusyFault):
+    with pytest.raises(BusyFault) as told:
         asyncio.run(ask())
+    assert told.value.kind == "connection"
 
 
 def test_a_key_that_a_server_repeats_is_cut_out(monkeypatch):

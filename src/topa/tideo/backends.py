@@ -173,7 +173,10 @@ class EndpointBackend:
                 "/chat/completions", cast_to=str, body=body, options={"headers": headers}
             )
         except errors.APITimeoutError as error:
-            raise BusyFault("timeout", _first_line(error.__cause__ or error)) from None
+            # A refused connection comes as httpx's ConnectTimeout from aiohttp.
+            refused = type(error.__cause__).__name__.startswith("Connect")
+            kind = "connection" if refused else "timeout"
+            raise BusyFault(kind, _first_line(error.__cause__ or error)) from None
         except errors.APIConnectionError as error:
             raise BusyFault("connection", _first_line(error.__cause__ or error)) from None
         except errors.APIStatusError as error:
