@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
+import subprocess
+import sys
 
 import pytest
 
@@ -49,6 +53,23 @@ def test_a_port_that_is_taken_is_told_before_anything_is_loaded(command, capsys,
             app([*command, "--port", str(port)])
     assert stopped.value.code == 2
     assert f"127.0.0.1:{port}: cannot listen there" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_server_that_is_stopped_while_it_loads_ends_at_once(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "topa.cli", "serve", "--port", "0"],
+        env={**os.environ, "TOPA_CACHE": str(tmp_path)},  # empty: to fill it takes minutes
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert any("encoding" in line for line in process.stderr)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_settings_come_from_a_file_and_are_overridden(tmp_path):

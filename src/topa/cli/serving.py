@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import socket
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -73,6 +76,7 @@ def serve(
     _check_port(host, port)
     if not keys and host not in ("127.0.0.1", "localhost", "::1"):
         say(f"Anyone who reaches {host}:{port} can use this server. Set {KEYS_VARIABLE}.")
+    signal.signal(signal.SIGTERM, _end)
     say(LOADING)
     from topa.answer import Topa
 
@@ -131,6 +135,15 @@ def _settle(
     if paths:
         overrides.append(f"allow_paths={json.dumps([str(path) for path in paths])}")
     return load_config(ServeConfig, config, [*overrides, *(settings or [])])
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    """End the process at SIGTERM: while it loads, or once uvicorn has finished and raises it again.
+
+    Without a handler the first process of a container does not hear SIGTERM. `sys.exit` would wait
+    for the thread that loads, which takes minutes the first time.
+    """
+    os._exit(0)
 
 
 def _check_port(host: str, port: int) -> None:
