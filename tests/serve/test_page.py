@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import shutil
 import socket
@@ -16,6 +17,7 @@ pytest.importorskip("playwright.sync_api", reason="needs the extra dev")
 
 from playwright.sync_api import sync_playwright
 
+from topa.serve.desk import Desk
 from topa.serve.page import build_page, launch, read_options, side_of
 from topa.serve.settings import ServeConfig
 
@@ -119,6 +121,31 @@ def test_fewer_frames_are_sampled_when_the_slider_says_so(tab):
     tab.wait_for_function("document.querySelectorAll('.topa-frame').length === 2")
 
 
+def test_an_answer_ends_with_its_video(tab, video, monkeypatch):
+    closed = []
+
+    async def write(self, path, question, side):
+        try:
+            for count in range(1, 1000):
+                yield "word " * count
+                await asyncio.sleep(0.05)
+        finally:
+            closed.append(True)
+
+    monkeypatch.setattr(Desk, "write", write)
+    tab.get_by_role("tab", name="Describe").click()
+    tab.get_by_role("button", name="Describe", exact=True).click()
+    written = "document.querySelector('#description textarea').value"
+    tab.wait_for_function(f"{written}.includes('word word')")
+    tab.locator("#video").get_by_label("Clear").first.click()
+    tab.wait_for_function(f"{written} === ''")
+    tab.wait_for_timeout(1000)
+    assert tab.evaluate(written) == ""
+    assert closed
+    tab.locator("#video input[type=file]").set_input_files(str(video))
+    tab.wait_for_selector(".topa-frame")
+
+
 def test_a_bad_file_is_told_in_words(tab, tmp_path):
     bad = tmp_path / "bad.mp4"
     bad.write_bytes(b"this is no video" * 100)
@@ -138,6 +165,14 @@ def test_an_example_fills_everything_in(tab):
     assert tab.locator(".topa-frame").count() == 10
     tab.get_by_role("tab", name="Choose").click()
     assert "A parrot" in tab.locator("#choice-options textarea").input_value()
+
+
+def test_a_problem_leaves_no_traceback_in_the_terminal(tab, capfd):
+    tab.reload()
+    capfd.readouterr()
+    tab.get_by_role("button", name="Ask", exact=True).click()
+    tab.get_by_text("There is no video yet").first.wait_for()
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_options_are_lines():

@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from topa.serve.snippets import Side, write_python, write_shell
+from topa.serve.snippets import Side, write_codes, write_python, write_shell
 
 QUESTION = """What's "it", really? $HOME `id` %s \\ é"""
 OPTIONS = ["a 'cup'", 'a "cat"', "100%"]
@@ -61,3 +61,12 @@ def test_python_and_shell_give_what_the_library_gives(
         assert found["data"][0]["probabilities"] == pytest.approx(answer.probabilities, abs=1e-4)
     else:
         assert found["choices"][0]["message"]["content"] == expected
+
+
+def test_both_sides_are_written_each_with_its_own_model_and_server():
+    python, shell = write_codes([Side("embedded"), Side("my runs/b", blind=True)], "What?", None)
+    assert python.index("'embedded'") < python.index("'my runs/b'") < python.index("blind=True")
+    assert "topa serve    #" in shell
+    assert "topa serve --checkpoint 'my runs/b' --port 8001 " in shell
+    assert (shell.count("127.0.0.1:8000"), shell.count("127.0.0.1:8001")) == (1, 1)
+    assert "second" not in write_codes([Side("embedded")], "What?", None)[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from functools import lru_cache
 from importlib import resources
 
@@ -36,8 +36,7 @@ class Desk:
         self.checkpoints, self._config = list(checkpoints), config
         # Wrong names are told now, not when somebody picks one.
         self.most_frames = min(read_config(name).num_frames for name in checkpoints)
-        self._services: dict[str, Service] = {}
-        self._loading = asyncio.Lock()
+        self._services: dict[str, asyncio.Task[Service]] = {}
         self._thread = start_thread()  # one for all models
 
     async def service(self, checkpoint: str) -> Service:
@@ -48,14 +47,18 @@ class Desk:
         """
         if checkpoint not in self.checkpoints:
             raise ConfigError(f"there is no model {checkpoint!r} on this page")
-        async with self._loading:
-            if checkpoint not in self._services:
-                loop = asyncio.get_running_loop()
-                topa = await loop.run_in_executor(self._thread, Topa.from_pretrained, checkpoint)
-                service = Service(topa, self._config, checkpoint, thread=self._thread)
-                await service.start()
-                self._services[checkpoint] = service
-        return self._services[checkpoint]
+        task = self._services.get(checkpoint)
+        if task is None or (task.done() and task.exception() is not None):
+            task = self._services[checkpoint] = asyncio.create_task(self._load(checkpoint))
+        # Others may wait for the same model: it is loaded even when this request is given up.
+        return await asyncio.shield(task)
+
+    async def _load(self, checkpoint: str) -> Service:
+        loop = asyncio.get_running_loop()
+        topa = await loop.run_in_executor(self._thread, Topa.from_pretrained, checkpoint)
+        service = Service(topa, self._config, checkpoint, thread=self._thread)
+        await service.start()
+        return service
 
     async def look(self, path: str | None, side: Side) -> str:
         """Return HTML with the sampled frames and what the memory takes them for."""
@@ -79,7 +82,9 @@ class Desk:
         ]
         return render_timeline(frames=shown, duration=video.duration)
 
-    async def write(self, path: str | None, question: str | None, side: Side) -> AsyncIterator[str]:
+    async def write(
+        self, path: str | None, question: str | None, side: Side
+    ) -> AsyncGenerator[str, None]:
         """Yield an answer, or a description without a question, as far as it is written."""
         given = _given(path)  # before a model is loaded for nothing
         service = await self.service(side.checkpoint)
@@ -124,23 +129,33 @@ def _given(path: str | None) -> str:
     return path
 
 
-async def merge(*streams: AsyncIterator[str]) -> AsyncIterator[list[str]]:
-    """Yield the latest of every stream, each time that one of them has something new."""
+async def merge(*streams: AsyncGenerator[str, None]) -> AsyncGenerator[list[str], None]:
+    """Yield the latest of every stream, each time that one of them has something new.
+
+    When one fails, or nobody reads on, all streams are closed.
+    """
     latest = [""] * len(streams)
     waiting = {
         asyncio.ensure_future(anext(stream, None)): (i, stream)  # type: ignore[arg-type]
         for i, stream in enumerate(streams)
     }
-    while waiting:
-        done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            i, stream = waiting.pop(task)
-            found = task.result()
-            if found is None:
-                continue
-            latest[i] = found
-            waiting[asyncio.ensure_future(anext(stream, None))] = (i, stream)  # type: ignore[arg-type]
-        yield list(latest)
+    try:
+        while waiting:
+            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                i, stream = waiting.pop(task)
+                found = task.result()
+                if found is None:
+                    continue
+                latest[i] = found
+                waiting[asyncio.ensure_future(anext(stream, None))] = (i, stream)  # type: ignore[arg-type]
+            yield list(latest)
+    finally:
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        for stream in streams:
+            await stream.aclose()
 
 
 def spell_problem(error: TopaError) -> str:

@@ -15,7 +15,7 @@ from topa.errors import DataError, TopaError
 from topa.features.samples import SAMPLE_QUESTIONS, write_sample_video
 from topa.serve.desk import Desk, merge, spell_problem
 from topa.serve.settings import ServeConfig
-from topa.serve.snippets import Side, write_python, write_shell
+from topa.serve.snippets import Side, write_codes
 
 OWN_METHOD = "the checkpoint's own"
 _INTRODUCTION = """# topa: ask an LLM about a video
@@ -154,7 +154,7 @@ class Page:
             **plain,
         )
         code: list[Any] = [self._python, self._shell]
-        gr.on(
+        asking = gr.on(
             [self._ask.click, self._question.submit],
             self._write_answer,
             [self._video, self._question, *controls],
@@ -162,14 +162,14 @@ class Page:
             show_progress_on=self._answers,
             **plain,
         )
-        self._choose.click(
+        choosing = self._choose.click(
             self._choose_option,
             [self._video, self._asked, self._options, *controls],
             [*self._bars, *code],
             show_progress_on=self._bars,
             **plain,
         )
-        self._describe.click(
+        describing = self._describe.click(
             self._write_description,
             [self._video, *controls],
             [*self._words, *code],
@@ -177,7 +177,11 @@ class Page:
             **plain,
         )
         shown: list[Any] = [*self._answers, *self._bars, *self._words]
-        self._video.change(lambda: [None] * len(shown), None, shown, **plain)
+        # What is being said of the last video would otherwise appear beside the next.
+        stopped: list[Any] = [asking, choosing, describing]
+        self._video.change(None, cancels=stopped, **plain).then(
+            lambda: [None] * len(shown), None, shown, **plain
+        )
         self.blocks.load(self._look, [self._video, *controls], self._timeline, **plain)
 
     # What the controls do ----------------------------------------------------------------
@@ -197,14 +201,14 @@ class Page:
         self, video: str | None, question: str | None, controls: Sequence[Any]
     ) -> AsyncIterator[list[Any]]:
         sides = self._sides(controls)
-        code: list[Any] = [write(sides[0], question, None) for write in (write_python, write_shell)]
+        code: list[Any] = write_codes(sides, question, None)
         streams = [self._desk.write(video, question, side) for side in sides]
         try:
             async for texts in merge(*streams):
                 yield [*texts, *[""] * (2 - len(texts)), *code]
                 code = [gr.skip()] * 2  # it stands there, or that of a later question does
         except TopaError as error:
-            raise gr.Error(spell_problem(error), title="This cannot be answered") from None
+            raise _tell(error) from None
 
     async def _write_answer(
         self, video: str | None, question: str, *controls: Any
@@ -227,9 +231,14 @@ class Page:
                 await self._desk.choose(video, question, options, side) for side in sides
             ]
         except TopaError as error:
-            raise gr.Error(spell_problem(error), title="This cannot be answered") from None
-        code = [write_python(sides[0], question, options), write_shell(sides[0], question, options)]
+            raise _tell(error) from None
+        code = write_codes(sides, question, options)
         return [*found, *[None] * (2 - len(found)), *code]
+
+
+def _tell(error: TopaError) -> gr.Error:
+    """Return what shows a problem on the page; the terminal needs no traceback of it."""
+    return gr.Error(spell_problem(error), title="This cannot be answered", print_exception=False)
 
 
 def build_page(checkpoints: Sequence[str], config: ServeConfig, folder: Path) -> Page:

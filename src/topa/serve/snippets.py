@@ -11,6 +11,7 @@ from typing import Any
 from topa.answer import Method
 
 VIDEO = "clip.mp4"
+_PORT = 8000
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,9 @@ def write_python(side: Side, question: str | None, options: Sequence[str] | None
     return "\n".join(lines)
 
 
-def write_shell(side: Side, question: str | None, options: Sequence[str] | None) -> str:
+def write_shell(
+    side: Side, question: str | None, options: Sequence[str] | None, port: int = _PORT
+) -> str:
     """Return shell commands that ask the same of `topa serve`."""
     video = {"url": "@"}
     body: dict[str, Any]
@@ -85,13 +88,21 @@ def write_shell(side: Side, question: str | None, options: Sequence[str] | None)
         body["num_frames"] = side.num_frames
     # The video goes through a pipe: arguments of commands are too short for it.
     before, after = json.dumps(body).split('"@"', 1)
-    checkpoint = (
-        "" if side.checkpoint == "embedded" else f" --checkpoint {shlex.quote(side.checkpoint)}"
-    )
+    given = "" if side.checkpoint == "embedded" else f" --checkpoint {shlex.quote(side.checkpoint)}"
+    given += "" if port == _PORT else f" --port {port}"
     head = shlex.quote(before + '"data:video/mp4;base64,')
     tail = shlex.quote('"' + after)
     return (
-        f"topa serve{checkpoint}    # in another terminal\n\n"
+        f"topa serve{given}    # in another terminal\n\n"
         f"(printf %s {head}; base64 -w0 {VIDEO}; printf %s {tail}) |\n"
-        f"  curl -s http://127.0.0.1:8000/v1/{route} -H 'Content-Type: application/json' -d @-"
+        f"  curl -s http://127.0.0.1:{port}/v1/{route} -H 'Content-Type: application/json' -d @-"
     )
+
+
+def write_codes(
+    sides: Sequence[Side], question: str | None, options: Sequence[str] | None
+) -> list[str]:
+    """Return the Python and the shell commands of all sides; each has a server of its own."""
+    python = [write_python(side, question, options) for side in sides]
+    shell = [write_shell(side, question, options, _PORT + i) for i, side in enumerate(sides)]
+    return ["\n\n# The second side\n".join(codes) for codes in (python, shell)]
