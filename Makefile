@@ -18,7 +18,7 @@ demo: $(STAMP)
 
 # Two processes of one thread each are faster than one process of two.
 test: $(TOOLS)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow"
 
 test-all: $(TOOLS)
 	@$(BIN)/python -m pytest

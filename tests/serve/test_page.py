@@ -21,6 +21,9 @@ from topa.serve.desk import Desk
 from topa.serve.page import build_page, launch, read_options, side_of
 from topa.serve.settings import ServeConfig
 
+# One tab for all, in this order: two processes must not share them out.
+pytestmark = pytest.mark.xdist_group("page")
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 ARGUMENTS = [
     "--no-sandbox",
