@@ -273,6 +273,25 @@ def test_a_video_that_is_none_is_refused(tmp_path, checkpoint, command):
     assert_one_line_error(result, 1, "absent.mp4: file not found")
 
 
+@pytest.mark.parametrize(
+    "arguments", [["ask", "absent.mp4", "What is it?"], ["describe", "absent.mp4"]]
+)
+def test_a_missing_video_is_told_before_the_model_is_imported(arguments, tmp_path):
+    code = f"""
+import sys
+from topa.cli import app
+try:
+    app({arguments!r})
+finally:
+    assert "torch" not in sys.modules
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "absent.mp4: file not found" in done.stderr
+
+
 def test_more_frames_than_slots_and_an_empty_question_are_refused(video, checkpoint):
     result = run("ask", video, "What?", "--frames", 11, "--checkpoint", checkpoint)
     assert_one_line_error(result, 2, "11 frames", "at most 10")

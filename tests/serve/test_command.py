@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 
+import httpx
 import pytest
 
 from topa.cli import app
@@ -67,6 +68,38 @@ def test_a_server_that_is_stopped_while_it_loads_ends_at_once(tmp_path):
         assert any("encoding" in line for line in process.stderr)
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM]
+)
+def test_a_page_that_is_stopped_leaves_nothing(number, checkpoint, tmp_path):
+    pytest.importorskip("gradio", reason="needs the extra ui")
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    options = ["--no-browser", "--port", str(port), "--checkpoint", str(checkpoint)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "topa.cli", "ui", *options],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        told = next(line for line in process.stderr if "The page is at" in line)
+        assert f"http://127.0.0.1:{port} " in told
+        # Every tab holds such a connection for as long as it is open.
+        tab = f"http://127.0.0.1:{port}/gradio_api/heartbeat/tab"
+        with httpx.stream("GET", tab, timeout=60) as answer:
+            assert answer.status_code == 200
+            assert list(tmp_path.glob("topa-*/*.mp4"))
+            process.send_signal(number)
+            assert process.wait(60) == 0
+        assert "Traceback" not in process.stderr.read()
+        assert not list(tmp_path.glob("topa-*"))
     finally:
         process.kill()
         process.wait()

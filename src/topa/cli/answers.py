@@ -50,6 +50,10 @@ def ask(
     \b
     topa ask clip.mp4 "Where is the cat?" --option "On a sofa" --option "In a tree"
     """
+    from topa.features.video import check_path
+
+    check_path(video)  # at once; what follows takes seconds to import
+
     from topa.answer import Topa
     from topa.data.templates import clean_question, list_options
 
@@ -95,6 +99,10 @@ def describe(
     \b
     topa describe clip.mp4
     """
+    from topa.features.video import check_path
+
+    check_path(video)  # at once; what follows takes seconds to import
+
     from topa.answer import Topa
 
     clip = _watch(video, checkpoint, frames)

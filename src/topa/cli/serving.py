@@ -112,6 +112,7 @@ def ui(
     with _extra("ui"):
         from topa.serve.page import run_page
     _check_port(host, port)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # it ends as with Ctrl-C
 
     say(LOADING)
     run_page(checkpoints or ["embedded"], resolved, host=host, port=port, browser=browser, say=say)

@@ -22,7 +22,7 @@ from topa.features._torchcodec import Decoder, InexactError, TorchcodecFrames, c
 from topa.features.pictures import FolderReader, WebpReader, is_webp
 from topa.features.sampling import sample_times, segment_middles
 
-__all__ = ["MAX_FRAMES", "MAX_PIXELS", "Clip", "read_clip", "segment_middles"]
+__all__ = ["MAX_FRAMES", "MAX_PIXELS", "Clip", "check_path", "read_clip", "segment_middles"]
 
 MAX_PIXELS = 2**26  # 8K is half of this
 MAX_FRAMES = 1024
@@ -116,7 +116,7 @@ def read_clip(
     rates = {"fps": 1 if fps is None else fps, "frame_rate": frame_rate}
     _check_positive(num_frames=num_frames, **rates, threads=threads)
     _check_positive(max_pixels=max_pixels, max_frames=max_frames, time_limit=time_limit)
-    path = _checked_path(path)
+    path = check_path(path)
     limits = Limits(max_pixels, time_limit, time.monotonic() + time_limit, threads)
     times: list[float] = []
     images: list[Image.Image] = []
@@ -190,7 +190,12 @@ def _check_count(path: Path, count: int, most: int) -> None:
         )
 
 
-def _checked_path(path: str | Path) -> Path:
+def check_path(path: str | Path) -> Path:
+    """Return the path of a file that is not empty, or of a folder.
+
+    Raises:
+        VideoError: It is neither.
+    """
     path = Path(path)
     if not path.exists():
         raise VideoError("file not found", where=path, mend="Check the path.")

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import os
 import tempfile
+import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from importlib import resources
 from pathlib import Path
@@ -285,8 +289,19 @@ def run_page(
     browser: bool,
     say: Callable[[str], None],
 ) -> None:
-    """Show the page until interrupted."""
-    with tempfile.TemporaryDirectory(prefix="topa-") as folder:
+    """Show the page until KeyboardInterrupt."""
+    with (
+        tempfile.TemporaryDirectory(prefix="topa-") as folder,
+        contextlib.suppress(KeyboardInterrupt),
+    ):
+        os.environ["GRADIO_TEMP_DIR"] = folder  # what is uploaded goes when the page does
         page = build_page(checkpoints, config, Path(folder))
-        say(f"The page is at http://{host}:{port} (Ctrl-C to stop).")
-        launch(page, config, host=host, port=port, inbrowser=browser)
+        launch(page, config, host=host, port=port, inbrowser=browser, prevent_thread_lock=True)
+        try:
+            say(f"The page is at http://{host}:{port} (Ctrl-C to stop).")
+            threading.Event().wait()
+        finally:
+            # Tabs keep a connection open as long as they live: it is cut, and that is no error.
+            page.blocks.server.force_exit = True
+            logging.getLogger("uvicorn.error").disabled = True
+            page.blocks.close(verbose=False)
