@@ -79,6 +79,15 @@ def test_a_task_file_names_documents_and_functions(star, tmp_path):
     assert (tmp_path / "tasks" / "documents.py").is_file()
 
 
+def test_a_folder_without_the_videos_makes_no_task(star, tmp_path):
+    benchmark = find_benchmark("star")
+    items = benchmark.read(star, "val", False)
+    (tmp_path / "elsewhere").mkdir()
+    with pytest.raises(DataError, match="2 videos is there, such as 'AAA'.*--videos"):
+        write_task(benchmark, "val", items, tmp_path / "elsewhere", tmp_path / "tasks")
+    assert not (tmp_path / "tasks").exists()
+
+
 def test_secret_answers_make_no_task(star, tmp_path):
     benchmark = find_benchmark("star")
     items = [

@@ -73,7 +73,11 @@ def write_task(
             continue
         documents.append({**item.model_dump(), "path": str(path.resolve())})
     if not documents:
-        raise DataError("not one of the videos is there", where=videos)
+        raise DataError(
+            f"not one of the {len(set(missing))} videos is there, such as {missing[0]!r}",
+            where=videos,
+            mend="Name the folder of the videos, with --videos.",
+        )
     name = f"topa_{benchmark.name}_{split}"
     rows = "".join(json.dumps(document, ensure_ascii=False) + "\n" for document in documents)
     write_text(out / f"{name}.jsonl", rows)

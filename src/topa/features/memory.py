@@ -129,7 +129,7 @@ class Memory:
         assert self.image_mean is not None
         total = torch.zeros(self.dim, dtype=torch.float64)
         for _, rows in chunks(self.features, _CHUNK, self.scales):
-            total += rows.sum(0, dtype=torch.float64).cpu()
+            total += rows.cpu().sum(0, dtype=torch.float64)  # not every device has it
         return (total / len(self)).float() - self.image_mean
 
     def to(self, device: str | torch.device) -> Memory:

@@ -57,7 +57,8 @@ def start_projector(
         The share of the target's variance that the regression explains (R^2).
     """
     table: Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
-    embedding, slots = table.float(), model.config.slots_per_frame
+    # The sums are float64 on the CPU, wherever the LLM lies: not every device has float64.
+    embedding, slots = table.float().cpu(), model.config.slots_per_frame
     gram = torch.zeros(features.frames.shape[1], features.frames.shape[1], dtype=torch.float64)
     cross = torch.zeros(len(gram), slots * embedding.shape[1], dtype=torch.float64)
     total, squares = torch.zeros(cross.shape[1], dtype=torch.float64), 0.0
