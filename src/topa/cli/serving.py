@@ -28,6 +28,7 @@ ConfigOption = Annotated[
     typer.Option("--config", metavar="FILE.yaml", help="Settings; the defaults without it."),
 ]
 HostOption = Annotated[str, typer.Option("--host", help="Address to listen at.")]
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def serve(
@@ -74,7 +75,7 @@ def serve(
 
     keys = ApiKeys.from_environment()
     _check_port(host, port)
-    if not keys and host not in ("127.0.0.1", "localhost", "::1"):
+    if not keys and host not in _LOOPBACK:
         say(f"Anyone who reaches {host}:{port} can use this server. Set {KEYS_VARIABLE}.")
     signal.signal(signal.SIGTERM, _end)
     say(LOADING)
@@ -113,7 +114,8 @@ def ui(
         from topa.serve.page import run_page
     _check_port(host, port)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # it ends as with Ctrl-C
-
+    if host not in _LOOPBACK:
+        say(f"Anyone who reaches {host}:{port} can use this page; it has no passwords.")
     say(LOADING)
     run_page(checkpoints or ["embedded"], resolved, host=host, port=port, browser=browser, say=say)
 
