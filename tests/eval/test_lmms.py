@@ -83,7 +83,7 @@ def test_a_folder_without_the_videos_makes_no_task(star, tmp_path):
     benchmark = find_benchmark("star")
     items = benchmark.read(star, "val", False)
     (tmp_path / "elsewhere").mkdir()
-    with pytest.raises(DataError, match="2 videos is there, such as 'AAA'.*--videos"):
+    with pytest.raises(DataError, match=r"2 videos is there, such as 'AAA'.*--videos"):
         write_task(benchmark, "val", items, tmp_path / "elsewhere", tmp_path / "tasks")
     assert not (tmp_path / "tasks").exists()
 
