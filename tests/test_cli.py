@@ -274,7 +274,13 @@ def test_a_video_that_is_none_is_refused(tmp_path, checkpoint, command):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["ask", "absent.mp4", "What is it?"], ["describe", "absent.mp4"]]
+    "arguments",
+    [
+        ["ask", "absent.mp4", "What is it?"],
+        ["describe", "absent.mp4"],
+        ["memory", "inspect", "absent.mp4"],
+        ["demo", "--video", "absent.mp4"],
+    ],
 )
 def test_a_missing_video_is_told_before_the_model_is_imported(arguments, tmp_path):
     code = f"""

@@ -1,4 +1,4 @@
-"""topa serve and topa ui: wrong use is told before anything is loaded."""
+"""topa serve and topa ui: wrong use is told before anything is loaded; how they end."""
 
 from __future__ import annotations
 
@@ -91,14 +91,17 @@ def test_a_page_that_is_stopped_leaves_nothing(number, checkpoint, tmp_path):
     try:
         told = next(line for line in process.stderr if "The page is at" in line)
         assert f"http://127.0.0.1:{port} " in told
+        page = f"http://127.0.0.1:{port}/gradio_api"
+        sent = httpx.post(f"{page}/upload", files={"files": ("mine.mp4", b"a video")}, timeout=60)
+        assert sent.status_code == 200
+        assert {path.name for path in tmp_path.rglob("*.mp4")} == {"five-shots.mp4", "mine.mp4"}
         # Every tab holds such a connection for as long as it is open.
-        tab = f"http://127.0.0.1:{port}/gradio_api/heartbeat/tab"
-        with httpx.stream("GET", tab, timeout=60) as answer:
+        with httpx.stream("GET", f"{page}/heartbeat/tab", timeout=60) as answer:
             assert answer.status_code == 200
-            assert list(tmp_path.glob("topa-*/*.mp4"))
             process.send_signal(number)
             assert process.wait(60) == 0
         assert "Traceback" not in process.stderr.read()
+        assert not [path for path in tmp_path.rglob("*") if path.is_file()]
         assert not list(tmp_path.glob("topa-*"))
     finally:
         process.kill()

@@ -18,14 +18,13 @@ from topa.cli.terminal import (
     MemoryOption,
     MethodOption,
     NoMemoryOption,
+    VideoArgument,
     out,
     print_json,
 )
 
 if TYPE_CHECKING:
     from topa.features.video import Clip
-
-VideoArgument = Annotated[Path, typer.Argument(metavar="VIDEO", help="Any file that FFmpeg reads.")]
 
 
 def ask(
@@ -50,10 +49,6 @@ def ask(
     \b
     topa ask clip.mp4 "Where is the cat?" --option "On a sofa" --option "In a tree"
     """
-    from topa.features.video import check_path
-
-    check_path(video)  # at once; what follows takes seconds to import
-
     from topa.answer import Topa
     from topa.data.templates import clean_question, list_options
 
@@ -99,10 +94,6 @@ def describe(
     \b
     topa describe clip.mp4
     """
-    from topa.features.video import check_path
-
-    check_path(video)  # at once; what follows takes seconds to import
-
     from topa.answer import Topa
 
     clip = _watch(video, checkpoint, frames)

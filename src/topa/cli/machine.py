@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from topa.cli.terminal import JsonOption, out, print_json
+from topa.cli.terminal import JsonOption, check_video, out, print_json
 
 DEMO_MINUTES = 20.0
 MARKS = {"ok": "green", "absent": "dim", "missing": "red"}  # absent: an extra that may be
@@ -62,7 +62,12 @@ def fill_minutes(args: Sequence[str]) -> list[str]:
 def demo(
     video: Annotated[
         Path | None,
-        typer.Option("--video", metavar="FILE", help="A video of yours; a built-in one without."),
+        typer.Option(
+            "--video",
+            metavar="FILE",
+            callback=check_video,
+            help="A video of yours; a built-in one without.",
+        ),
     ] = None,
     train: Annotated[
         float | None,

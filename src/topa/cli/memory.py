@@ -10,6 +10,7 @@ import typer
 from topa.cli.terminal import (
     EncoderOption,
     JsonOption,
+    VideoArgument,
     check_folder_of,
     print_json,
     say,
@@ -134,7 +135,7 @@ def _encode(source: str, folder: Path, encoder: str) -> Path:
 
 
 def inspect_memory(
-    video: Annotated[Path, typer.Argument(help="A video, or a folder of pictures.")],
+    video: VideoArgument,
     save: Annotated[
         Path | None,
         typer.Option("--out", metavar="FILE.html|FILE.png", help="Page or picture to write."),

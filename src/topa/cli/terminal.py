@@ -22,6 +22,28 @@ err = Console(stderr=True, highlight=False)
 # The names of topa.answer.METHODS, here without loading torch.
 MethodName = Literal["likelihood", "selection", "similarity", "combined"]
 
+
+def check_video(path: Path | None) -> Path | None:
+    """Return a path as it is, and see that something is there before seconds of imports.
+
+    Raises:
+        VideoError: Nothing is, or nothing that can be a video.
+    """
+    if path is not None:
+        from topa.features.video import check_path
+
+        check_path(path)
+    return path
+
+
+VideoArgument = Annotated[
+    Path,
+    typer.Argument(
+        metavar="VIDEO",
+        callback=check_video,
+        help="Any file that FFmpeg reads, or a folder of pictures.",
+    ),
+]
 CheckpointOption = Annotated[
     str,
     typer.Option(
