@@ -532,13 +532,13 @@ def test_doctor_calls_an_extra_that_is_not_there_absent(monkeypatch):
         (["--full", "--train"], 20.0),
     ],
 )
-def test_train_may_stand_without_minutes(monkeypatch, args, minutes):
+def test_train_may_stand_without_minutes(monkeypatch, video, args, minutes):
     seen: dict[str, Any] = {}
     monkeypatch.setattr("topa.demo.run_demo", lambda **settings: seen.update(settings))
-    result = run("demo", *args, "--video", "a.mp4", "--out", "folder")
+    result = run("demo", *args, "--video", video, "--out", "folder")
     assert result.exit_code == 0, result.stderr
     assert seen == {
-        "video": Path("a.mp4"),
+        "video": video,
         "train_minutes": minutes,
         "full": "--full" in args,
         "out": Path("folder"),
